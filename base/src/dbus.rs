@@ -1,0 +1,90 @@
+//! Names and client proxies of the D-Bus contract. The reviewed text is `base/dbus/*.xml`.
+
+use std::collections::HashMap;
+
+use zbus::wire::{ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
+
+/// The XML contract of slotd, as reviewed.
+pub const SLOTS1_XML: &str = include_str!("../dbus/org.spsagent.Slots1.xml");
+/// Bus name of slotd.
+pub const SLOTS1_NAME: &str = "org.spsagent.Slots1";
+/// Path of slotd's manager and object manager.
+pub const SLOTS1_PATH: &str = "/org/spsagent/slots1";
+
+/// Path of a slot's object.
+pub fn slot_path(id: crate::slot::SlotId) -> String {
+    format!("{SLOTS1_PATH}/slot/{id}")
+}
+
+/// Path of a job's object.
+pub fn job_path(number: u64) -> String {
+    format!("{SLOTS1_PATH}/job/{number}")
+}
+
+/// Client of `org.spsagent.Slots1.Manager`.
+#[zbus::proxy(
+    interface = "org.spsagent.Slots1.Manager",
+    default_service = "org.spsagent.Slots1",
+    default_path = "/org/spsagent/slots1"
+)]
+pub trait Manager {
+    /// Installs the firmware ISO that arrives on `image`.
+    fn install(
+        &self,
+        image: zbus::wire::Fd<'_>,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<OwnedObjectPath>;
+    /// Health and JSON text of the durable state.
+    fn state(&self) -> zbus::Result<(String, String)>;
+    /// Writes a fresh state.
+    fn reset_state(&self, reason: &str) -> zbus::Result<()>;
+    /// Running slot, 0 when none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn booted(&self) -> zbus::Result<u32>;
+    /// Product.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn compatible(&self) -> zbus::Result<String>;
+    /// Epoch floor.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn security_epoch(&self) -> zbus::Result<u32>;
+    /// Slots free for an install.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn empty_slots(&self) -> zbus::Result<u32>;
+    /// direct, cached or impossible.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn readback(&self) -> zbus::Result<String>;
+    /// checked or none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn revocation(&self) -> zbus::Result<String>;
+    /// What an operator should know.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn warnings(&self) -> zbus::Result<Vec<String>>;
+}
+
+/// Client of `org.spsagent.Slots1.Slot`.
+#[zbus::proxy(interface = "org.spsagent.Slots1.Slot", default_service = "org.spsagent.Slots1")]
+pub trait Slot {
+    /// Upgrade notes.
+    fn notes(&self) -> zbus::Result<String>;
+    /// Upgrade news.
+    fn news(&self) -> zbus::Result<String>;
+    /// Checks the slot.
+    fn verify(&self, mode: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<OwnedObjectPath>;
+    /// Empties the slot.
+    fn delete(&self) -> zbus::Result<()>;
+}
+
+/// Client of `org.spsagent.Slots1.Job`. Its properties are read with one `GetAll`.
+#[zbus::proxy(interface = "org.spsagent.Slots1.Job", default_service = "org.spsagent.Slots1")]
+pub trait Job {
+    /// Asks the job to stop.
+    fn cancel(&self) -> zbus::Result<()>;
+}
+
+/// All properties of one interface of an object, as `GetAll` and `GetManagedObjects` give them.
+pub type Properties = HashMap<String, OwnedVariant>;
+
+/// The number at the end of a slot or job path.
+pub fn path_number(path: &ObjectPath<'_>) -> Option<u64> {
+    path.as_str().rsplit('/').next()?.parse().ok()
+}

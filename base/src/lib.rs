@@ -1,0 +1,9 @@
+//! What the SPS daemons must agree on, and nothing else: slot values, D-Bus names, errors and client
+//! proxies, the durable state record, and the shell every service runs in.
+//!
+//! Nothing here opens a device, starts a process or reads a clock.
+
+pub mod dbus;
+pub mod durable;
+pub mod error;
+pub mod slot;

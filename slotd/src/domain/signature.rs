@@ -1,0 +1,1 @@
+//! CMS signature over the manifest.

@@ -1,0 +1,1 @@
+//! Simulators and scenarios of the whole system.

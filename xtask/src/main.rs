@@ -1,0 +1,2 @@
+//! Every multi-step job of the repository.
+fn main() {}
