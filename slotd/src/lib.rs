@@ -3,3 +3,4 @@
 //! `domain` is pure: no I/O, no clock. `device` is the only code that opens devices.
 
 pub mod domain;
+pub mod store;
