@@ -159,7 +159,7 @@ pub enum VerifyMode {
 }
 
 /// What a verification found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct VerifyReport {
     /// Nothing wrong.
     pub healthy: bool,
@@ -181,8 +181,6 @@ pub struct VerifyReport {
     /// Quick only: the chance that one bad block among all was missed, 0 to 1.
     pub missed_chance: f64,
 }
-
-impl Eq for VerifyReport {}
 
 /// What a long task is doing, shared between the thread that works and everybody who asks. Reading never waits.
 #[derive(Debug, Default)]
