@@ -15,6 +15,8 @@ pub const MAX_MANIFEST: u64 = 1 << 20;
 pub const BLOCK: u64 = 4096;
 /// Length of a piece of a file whose pieces are listed, in bytes.
 pub const PIECE: u64 = 1 << 20;
+/// Largest root image in bytes. Keeps what must be held of a hash tree (all levels above the lowest) under 4.1 MiB.
+pub const MAX_ROOT: u64 = 64 << 30;
 /// File names of a firmware ISO, in the order in which they must arrive. The root image itself comes last.
 pub const PAYLOAD_ORDER: [&str; 7] =
     ["notes.md", "news.md", "root.verity", "boot.efi", "recovery.efi", "files.ndjson.zst", "root.erofs"];
@@ -328,8 +330,8 @@ impl Manifest {
             })
         };
         let verity = &self.root.verity;
-        if self.root.size == 0 || self.root.size % BLOCK != 0 || self.root.size > 1 << 42 {
-            return refuse("root.size", &self.root.size, "a multiple of 4096, at most 4 TiB");
+        if self.root.size == 0 || !self.root.size.is_multiple_of(BLOCK) || self.root.size > MAX_ROOT {
+            return refuse("root.size", &self.root.size, "a multiple of 4096, at most 64 GiB");
         }
         if verity.algorithm != "sha256" {
             return refuse("root.verity.algorithm", &verity.algorithm, "sha256");
