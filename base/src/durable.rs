@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn zeros_and_short_blocks_are_no_record() {
-        assert_eq!(parse(&[0; RECORD]), Err(RecordError::Magic));
+        assert_eq!(parse(&vec![0; RECORD]), Err(RecordError::Magic));
         assert_eq!(parse(&MAGIC), Err(RecordError::Length(8)));
         assert!(matches!(
             render(&Record { sequence: 0, payload: vec![0; MAX_PAYLOAD + 1] }),

@@ -4,4 +4,5 @@
 
 pub mod device;
 pub mod domain;
+pub mod settings;
 pub mod store;

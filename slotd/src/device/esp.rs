@@ -130,7 +130,8 @@ impl Esp for DirectoryEsp {
     }
 
     fn free(&self) -> Result<u64, EspError> {
-        let stat = nix::sys::statvfs::statvfs(&self.images).map_err(|e| self.fail("", "measure")(e.into()))?;
+        let stat =
+            nix::sys::statvfs::statvfs(&self.images).map_err(|e| self.fail("", "measure")(e.into()))?;
         Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
     }
 }

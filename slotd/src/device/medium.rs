@@ -59,7 +59,8 @@ pub struct FileMedium {
 impl FileMedium {
     /// Opens `path` for reading and writing. It must exist: slotd makes no devices.
     pub fn open(path: &Path) -> Result<Self, MediumError> {
-        let fail = |source| MediumError { path: path.to_owned(), operation: "open", offset: 0, length: 0, source };
+        let fail =
+            |source| MediumError { path: path.to_owned(), operation: "open", offset: 0, length: 0, source };
         let direct = OpenOptions::new()
             .read(true)
             .write(true)
@@ -81,7 +82,12 @@ impl FileMedium {
         Ok(Self { path: path.to_owned(), file, size: size / BLOCK * BLOCK, direct, readback })
     }
 
-    fn fail(&self, operation: &'static str, offset: u64, length: usize) -> impl FnOnce(io::Error) -> MediumError {
+    fn fail(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        length: usize,
+    ) -> impl FnOnce(io::Error) -> MediumError {
         let path = self.path.clone();
         move |source| MediumError { path, operation, offset, length: length as u64, source }
     }

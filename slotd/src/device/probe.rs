@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use nix::sys::statfs::{self, fstatfs};
 use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{self, fstatfs};
 
 /// What reading back proves. Ordered: the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

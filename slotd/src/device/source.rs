@@ -58,7 +58,12 @@ pub enum SourceError {
 
 enum Kind {
     /// Positioned reads; `start` is where byte `base` of the ISO lies in the file.
-    File { file: File, direct: Option<File>, start: u64, length: u64 },
+    File {
+        file: File,
+        direct: Option<File>,
+        start: u64,
+        length: u64,
+    },
     Stream(File),
 }
 

@@ -125,7 +125,13 @@ pub fn parse_head(head: &[u8], available: Option<u64>) -> Result<Head, IsoError>
         Err(needed) => return Ok(Head::Needs(needed)),
     };
     let reader = Reader { head, base: at };
-    reader.expect(128, "logical block size", u64::from(reader.both16(128, "logical block size")?), SECTOR, "2048")?;
+    reader.expect(
+        128,
+        "logical block size",
+        u64::from(reader.both16(128, "logical block size")?),
+        SECTOR,
+        "2048",
+    )?;
     let volume = u64::from(reader.both32(80, "volume space size")?) * SECTOR;
     let root = Record::parse(head, at + 156)?;
     let mut floor = (FIRST_DESCRIPTOR + MAX_DESCRIPTORS).min(at / SECTOR + 1) * SECTOR;
@@ -207,8 +213,10 @@ fn merge_extents(records: &[Record]) -> Result<Vec<Record>, IsoError> {
     let mut files: Vec<Record> = Vec::new();
     let mut open = false;
     for record in records.iter().filter(|r| r.name != [0] && r.name != [1]) {
-        let unexpected =
-            || IsoError::Unexpected { at: record.at, name: String::from_utf8_lossy(&record.name).into_owned() };
+        let unexpected = || IsoError::Unexpected {
+            at: record.at,
+            name: String::from_utf8_lossy(&record.name).into_owned(),
+        };
         if record.flags & (DIRECTORY | ASSOCIATED) != 0 {
             return Err(unexpected());
         }
@@ -248,7 +256,12 @@ fn records(head: &[u8], directory: Extent) -> Result<Vec<Record>, IsoError> {
                 let length = u64::from(length);
                 if at / SECTOR != (at + length - 1) / SECTOR || at + length > directory.end() {
                     let expected = "a record within its sector";
-                    return Err(IsoError::Field { at, field: "length of directory record", found: length, expected });
+                    return Err(IsoError::Field {
+                        at,
+                        field: "length of directory record",
+                        found: length,
+                        expected,
+                    });
                 }
                 found.push(Record::parse(head, at)?);
                 at += length;
@@ -328,7 +341,18 @@ impl Reader<'_> {
         Ok(little)
     }
 
-    fn expect(&self, at: u64, field: &'static str, found: u64, want: u64, expected: &'static str) -> Result<(), IsoError> {
-        if found == want { Ok(()) } else { Err(IsoError::Field { at: self.base + at, field, found, expected }) }
+    fn expect(
+        &self,
+        at: u64,
+        field: &'static str,
+        found: u64,
+        want: u64,
+        expected: &'static str,
+    ) -> Result<(), IsoError> {
+        if found == want {
+            Ok(())
+        } else {
+            Err(IsoError::Field { at: self.base + at, field, found, expected })
+        }
     }
 }

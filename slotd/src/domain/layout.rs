@@ -138,7 +138,10 @@ impl Layout {
 
     /// Bytes that a slot needs for it, trailer included.
     pub fn needed(&self) -> u64 {
-        self.parts.last().map_or(0, |(_, extent)| extent.offset.saturating_add(padded(extent.size))).saturating_add(BLOCK)
+        self.parts
+            .last()
+            .map_or(0, |(_, extent)| extent.offset.saturating_add(padded(extent.size)))
+            .saturating_add(BLOCK)
     }
 }
 

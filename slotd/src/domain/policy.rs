@@ -21,7 +21,9 @@ pub struct Appliance<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// Another product.
-    #[error("this firmware is for {found}, this appliance takes {expected}; get the firmware of this product")]
+    #[error(
+        "this firmware is for {found}, this appliance takes {expected}; get the firmware of this product"
+    )]
     Product {
         /// Product of the firmware.
         found: String,

@@ -105,11 +105,17 @@ impl Image<'_> {
 
     /// The first block of `data` (leaves from `first` on) that `hashes` do not prove.
     fn mismatch(&self, first: u64, data: &[u8], hashes: &[u8]) -> Option<Mismatch> {
-        let hasher = self.tree.hasher();
-        data.chunks_exact(BLOCK_LEN).zip(hashes.chunks_exact(32)).zip(first..).find_map(|((block, expected), leaf)| {
-            let found = hasher.hash(block);
-            (found != expected).then(|| Mismatch { leaf, expected: expected.try_into().unwrap_or_default(), found })
-        })
+        let tree = self.tree;
+        data.chunks_exact(BLOCK_LEN).zip(hashes.chunks_exact(32)).zip(first..).find_map(
+            |((block, expected), leaf)| {
+                let found = tree.hasher().hash(block);
+                (found != expected).then(|| Mismatch {
+                    leaf,
+                    expected: expected.try_into().unwrap_or_default(),
+                    found,
+                })
+            },
+        )
     }
 }
 
@@ -165,21 +171,28 @@ struct Pool<'a> {
     read_back: bool,
     queue: Mutex<Queue>,
     changed: Condvar,
-    durable: &'a (dyn Fn(u64) + Sync),
+    marks: &'a Marks<'a>,
+}
+
+/// Whom to tell how far it is.
+pub(super) struct Marks<'a> {
+    /// So many more bytes have arrived.
+    pub received: &'a (dyn Fn(u64) + Sync),
+    /// So many bytes from the image's start are in the slot without a gap, flushed and read back.
+    pub durable: &'a (dyn Fn(u64) + Sync),
 }
 
 /// Writes the image from byte `from` (a multiple of [`CHUNK`]) on: proves, writes, flushes and, unless `read_back` is
-/// false, reads back. `source` stands at that byte. `durable` is told how many bytes of the image are in the slot
-/// without a gap and have been read back. Returns when all are.
+/// false, reads back. `source` stands at that byte. Returns when everything is in the slot.
 pub(super) fn write(
     image: Image<'_>,
     source: &mut Source<'_>,
     from: u64,
     read_back: bool,
-    durable: &(dyn Fn(u64) + Sync),
+    marks: &Marks<'_>,
 ) -> Result<(), BlockError> {
     let queue = Queue { durable: from, ..Queue::default() };
-    let pool = Pool { image, read_back, queue: Mutex::new(queue), changed: Condvar::new(), durable };
+    let pool = Pool { image, read_back, queue: Mutex::new(queue), changed: Condvar::new(), marks };
     thread::scope(|scope| {
         for _ in 0..workers() {
             let worker = thread::Builder::new().name("slot-write".into()).stack_size(STACK);
@@ -227,6 +240,7 @@ impl Pool<'_> {
                 let len = to_usize(CHUNK.min(end - at));
                 let Some(mut data) = self.buffer() else { return Ok(()) };
                 source.read(&mut data[..len])?;
+                (self.marks.received)(len as u64);
                 let task = Task::Write { segment: Arc::clone(&segment), at, data, len };
                 self.lock().writes.push_back(task);
                 self.changed.notify_all();
@@ -313,7 +327,7 @@ impl Pool<'_> {
             }
             Task::Flush(segment) => {
                 self.image.medium.flush()?;
-                self.flushed(segment);
+                self.flushed(&segment);
             }
             Task::ReadBack { segment, at, len } => {
                 let buffer = own.get_or_insert_with(|| Buffer::new(to_usize(CHUNK)));
@@ -339,16 +353,16 @@ impl Pool<'_> {
         Ok(self.image.medium.write_at(at, data)?)
     }
 
-    fn flushed(&self, segment: Arc<Segment>) {
+    fn flushed(&self, segment: &Arc<Segment>) {
         if !self.read_back {
-            return self.ended(&segment);
+            return self.ended(segment);
         }
         segment.left.store(segment.chunks(), Ordering::Release);
         let mut queue = self.lock();
         let mut at = segment.at;
         while at < segment.at + segment.size {
             let len = to_usize(CHUNK.min(segment.at + segment.size - at));
-            queue.reads.push_back(Task::ReadBack { segment: Arc::clone(&segment), at, len });
+            queue.reads.push_back(Task::ReadBack { segment: Arc::clone(segment), at, len });
             at += len as u64;
         }
         drop(queue);
@@ -364,8 +378,9 @@ impl Pool<'_> {
             queue.durable += size;
         }
         let durable = queue.durable;
+        // Under the lock, so that two segments that end together are told in order.
+        (self.marks.durable)(durable);
         drop(queue);
-        (self.durable)(durable);
         self.changed.notify_all();
     }
 }

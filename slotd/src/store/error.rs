@@ -33,10 +33,14 @@ pub(super) enum StoreError {
     #[error("root.verity, byte {at}: {source}; the image is damaged or was altered")]
     Tree { at: u64, source: TreeError },
     /// Bytes that arrived are not the signed ones.
-    #[error("{file}, byte {at}: SHA-256 is {found}, the manifest says {expected}; the image is damaged or was altered")]
+    #[error(
+        "{file}, byte {at}: SHA-256 is {found}, the manifest says {expected}; the image is damaged or was altered"
+    )]
     Content { file: &'static str, at: u64, expected: Sha256Hex, found: Sha256Hex },
     /// The directory of the ISO and the manifest disagree.
-    #[error("{file} has {found} bytes on the ISO, the manifest says {expected}; the image is damaged or was altered")]
+    #[error(
+        "{file} has {found} bytes on the ISO, the manifest says {expected}; the image is damaged or was altered"
+    )]
     Size { file: &'static str, found: u64, expected: u64 },
     /// A part of a slot does not read back as what was signed.
     #[error("{file} in the slot, byte {at}: SHA-256 is {found}, expected {expected}; the medium is failing")]
@@ -54,19 +58,28 @@ impl StoreError {
     /// Contract name.
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
-            Self::Iso(_) | Self::Tree { .. } | Self::Content { .. } | Self::Size { .. } => ErrorKind::MediaCorrupt,
+            Self::Iso(_)
+            | Self::Tree { .. }
+            | Self::Content { .. }
+            | Self::Size { .. }
+            | Self::Blocks(BlockError::Arrived { .. }) => ErrorKind::MediaCorrupt,
+
             Self::Signature(e) => e.kind(),
             Self::Policy(e) => e.kind(),
-            Self::Medium(_) | Self::Esp(_) | Self::ReadBack { .. } => ErrorKind::Device,
             Self::Source(e) | Self::Blocks(BlockError::Source(e)) => match e {
                 SourceError::Kind | SourceError::Passed { .. } => ErrorKind::InvalidArgument,
                 SourceError::Ended { .. } | SourceError::Stalled { .. } => ErrorKind::MediaCorrupt,
                 SourceError::Cancelled => ErrorKind::Cancelled,
                 SourceError::Io { .. } => ErrorKind::Device,
             },
-            Self::Blocks(BlockError::Arrived { .. }) => ErrorKind::MediaCorrupt,
-            Self::Blocks(
-                BlockError::ReadBack { .. } | BlockError::Tree(_) | BlockError::Medium(_) | BlockError::Thread(_),
+            Self::Medium(_)
+            | Self::Esp(_)
+            | Self::ReadBack { .. }
+            | Self::Blocks(
+                BlockError::ReadBack { .. }
+                | BlockError::Tree(_)
+                | BlockError::Medium(_)
+                | BlockError::Thread(_),
             ) => ErrorKind::Device,
             Self::Refused { kind, .. } => *kind,
         }

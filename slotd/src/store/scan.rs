@@ -46,6 +46,19 @@ impl BadBlocks {
         }
     }
 
+    /// Takes over what another scan has found.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (&start, &len) in &other.runs {
+            for block in start..start + len {
+                self.add(block);
+            }
+        }
+        // Runs that were only counted stay counted.
+        let listed: u64 = other.runs.values().sum();
+        self.count += other.count - listed;
+        self.last = self.last.max(other.last);
+    }
+
     /// The first one.
     pub(super) fn first(&self) -> Option<u64> {
         self.runs.keys().next().copied()
@@ -76,7 +89,13 @@ pub(super) struct Pace {
 
 /// Proves bytes `from..to` of the image (multiples of [`STRIDE`] or its end) and notes what is bad: data blocks and
 /// blocks of the lowest tree level, unreadable ones among them. `None` when it was cancelled.
-pub(super) fn scan(image: Image<'_>, from: u64, to: u64, pace: Pace, progress: &Progress) -> Option<BadBlocks> {
+pub(super) fn scan(
+    image: Image<'_>,
+    from: u64,
+    to: u64,
+    pace: Pace,
+    progress: &Progress,
+) -> Option<BadBlocks> {
     let next = AtomicU64::new(from);
     let bad = Mutex::new(BadBlocks::default());
     let work = || {
@@ -94,7 +113,9 @@ pub(super) fn scan(image: Image<'_>, from: u64, to: u64, pace: Pace, progress: &
             let found = stride(image, at, end, &mut buffer);
             if !found.is_empty() {
                 let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
-                found.into_iter().for_each(|block| bad.add(block));
+                for block in found {
+                    bad.add(block);
+                }
             }
             progress.advance(end - at);
         }
@@ -143,13 +164,12 @@ fn stride(image: Image<'_>, from: u64, to: u64, buffer: &mut Buffer) -> Vec<u64>
 }
 
 fn judge(image: Image<'_>, at: u64, data: &[u8], hashes: &[Option<[u8; 32]>], from: u64, bad: &mut Vec<u64>) {
-    let hasher = image.tree.hasher();
     let first = to_usize((at - from) / BLOCK);
     for (number, block) in (at / BLOCK..).zip(data.chunks_exact(BLOCK_LEN)) {
         let index = first + to_usize(number - at / BLOCK);
         // Leaves under a bad hash block cannot be judged; the hash block itself is reported.
         if let Some(Some(expected)) = hashes.get(index)
-            && hasher.hash(block) != *expected
+            && image.tree.hasher().hash(block) != *expected
         {
             bad.push(number);
         }
