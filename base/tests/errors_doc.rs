@@ -1,5 +1,4 @@
 //! `docs/errors.md` and `ErrorKind` say the same.
-#![expect(clippy::unwrap_used, reason = "a test that cannot read its input fails here")]
 
 use sps_base::error::ErrorKind;
 
