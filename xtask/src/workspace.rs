@@ -1,0 +1,44 @@
+//! Where the workspace is and which commit it shows.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::process;
+
+/// The root directory. `cargo run` names it; the path from compile time serves a binary started by hand.
+pub(crate) fn root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let package = PathBuf::from(package);
+    package.parent().map_or(package.clone(), PathBuf::from)
+}
+
+/// What the tasks make: tools, caches, results. Below `target`, so that `cargo clean` removes it.
+pub(crate) fn scratch() -> PathBuf {
+    root().join("target/sps")
+}
+
+/// The commit, and whether every file is as committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Commit {
+    pub(crate) id: String,
+    pub(crate) clean: bool,
+}
+
+/// The commit that the working tree shows.
+pub(crate) fn commit() -> Result<Commit> {
+    let id = process::output("git", ["rev-parse", "HEAD"])?.trim().to_owned();
+    let clean = process::output("git", ["status", "--porcelain"])?.trim().is_empty();
+    Ok(Commit { id, clean })
+}
+
+/// Every Rust source that is, or could be, committed; relative to the root.
+pub(crate) fn rust_sources() -> Result<Vec<PathBuf>> {
+    let listed =
+        process::output("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.rs"])?;
+    let mut files: Vec<PathBuf> =
+        listed.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect();
+    files.retain(|file| root().join(file).is_file());
+    files.sort();
+    Ok(files)
+}
