@@ -1,6 +1,7 @@
 //! What this machine gives at this time: direct I/O by `dd`, hashing by `openssl speed`.
 
 use std::fmt;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -11,9 +12,11 @@ use super::pairing::drop_caches;
 use super::process::{output_of, timed};
 use super::stage::{MIB, Stage};
 
-/// Rates in MiB/s.
-#[derive(Debug, Clone, Copy)]
+/// Rates in MiB/s, and how busy the machine was with other work.
+#[derive(Debug, Clone)]
 pub struct Limits {
+    /// The load average of the minute before, as the kernel prints it.
+    pub load: String,
     /// Reading the image, direct.
     pub read: f64,
     /// Writing the image from the page cache into a slot, direct, with a flush at the end.
@@ -27,6 +30,7 @@ pub struct Limits {
 impl Limits {
     /// Measures for about fifteen seconds at 1 GiB.
     pub fn measure(stage: &Stage) -> Result<Self> {
+        let load = fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
         let dir = tempfile::tempdir()?;
         let log = dir.path().join("log");
         let slot = stage.slot("limits")?;
@@ -39,6 +43,7 @@ impl Limits {
         timed(&mut copy(image, null), &log)?;
         let write = timed(copy(image, slot.path()).args(["oflag=direct", "conv=fsync"]), &log)?;
         Ok(Self {
+            load: load.split(' ').next().unwrap_or_default().to_owned(),
             read: mib / read.seconds,
             write: mib / write.seconds,
             sha256_one: sha256_speed(1)?,
@@ -51,8 +56,8 @@ impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "dd direct read {:.0}, write {:.0} MiB/s; openssl sha256 of 4 KiB: one process {:.0}, two {:.0} MiB/s",
-            self.read, self.write, self.sha256_one, self.sha256_two
+            "dd direct read {:.0}, write {:.0} MiB/s; openssl sha256 of 4 KiB: one process {:.0}, two {:.0} MiB/s; load {}",
+            self.read, self.write, self.sha256_one, self.sha256_two, self.load
         )
     }
 }

@@ -1,6 +1,7 @@
 //! Processes of a run: started, timed, watched for memory, and ended with the benchmark.
 
 use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,13 +72,20 @@ impl Drop for Reaped {
 
 /// Runs `command` to its end with its output in `log`, and says what it took.
 pub fn timed(command: &mut Command, log: &Path) -> Result<Sample> {
+    timed_until(command, log, None)
+}
+
+/// The same, but the time ends with the first line of standard output that contains `mark`, if one is given.
+pub fn timed_until(command: &mut Command, log: &Path, mark: Option<&str>) -> Result<Sample> {
     let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
-    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(output.try_clone()?);
     let start = Instant::now();
     let mut child = Reaped(command.spawn().with_context(|| format!("starting {command:?}"))?);
     let pid = child.0.id();
+    let stdout = child.0.stdout.take().context("no pipe from the command")?;
     let ended = AtomicBool::new(false);
-    let (waited, peak) = thread::scope(|scope| {
+    let (waited, peak, marked) = thread::scope(|scope| {
+        let reader = scope.spawn(|| copy_until_mark(stdout, output, mark, start));
         let watcher = scope.spawn(|| {
             let mut peak = 0.0_f64;
             while !ended.load(Ordering::Relaxed) {
@@ -88,14 +96,38 @@ pub fn timed(command: &mut Command, log: &Path) -> Result<Sample> {
         });
         let waited = child.0.wait().map(|status| (status, start.elapsed()));
         ended.store(true, Ordering::Relaxed);
-        (waited, watcher.join())
+        (waited, watcher.join(), reader.join())
     });
     let (status, elapsed) = waited?;
     if !status.success() {
         bail!("{command:?} failed with {status}; its last words:\n{}", last_lines(log));
     }
     let peak_rss_mib = peak.map_err(|_| anyhow!("the memory watcher died"))?;
+    let marked = marked.map_err(|_| anyhow!("the reader of the output died"))??;
+    let elapsed = match mark {
+        Some(mark) => marked.with_context(|| format!("{command:?} did not print {mark:?}"))?,
+        None => elapsed,
+    };
     Ok(Sample { seconds: elapsed.as_secs_f64(), peak_rss_mib })
+}
+
+/// Copies lines; returns when, after `start`, the first came that contains `mark`.
+fn copy_until_mark(
+    from: impl Read,
+    mut to: impl Write,
+    mark: Option<&str>,
+    start: Instant,
+) -> io::Result<Option<Duration>> {
+    let mut marked = None;
+    for line in BufReader::new(from).split(b'\n') {
+        let mut line = line?;
+        if marked.is_none() && mark.is_some_and(|mark| String::from_utf8_lossy(&line).contains(mark)) {
+            marked = Some(start.elapsed());
+        }
+        line.push(b'\n');
+        to.write_all(&line)?;
+    }
+    Ok(marked)
 }
 
 /// Runs `command` to its end and returns its standard output; an error carries its standard error.
@@ -187,6 +219,19 @@ mod tests {
         let sample = timed(&mut command, &dir.path().join("log")).unwrap();
         assert!((64.0..128.0).contains(&sample.peak_rss_mib), "{sample:?}");
         assert!((0.01..60.0).contains(&sample.seconds), "{sample:?}");
+    }
+
+    #[test]
+    fn the_time_may_end_with_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo begin; echo all done; exec sleep 0.5"]);
+        assert!(timed_until(&mut command, &log, Some("done")).unwrap().seconds < 0.5);
+        assert!(timed(&mut command, &log).unwrap().seconds >= 0.5);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "begin\nall done\n");
+        let error = timed_until(&mut command, &log, Some("failed")).unwrap_err().to_string();
+        assert!(error.contains("did not print"), "{error}");
     }
 
     #[test]
