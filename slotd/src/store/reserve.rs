@@ -145,7 +145,6 @@ impl Store {
         if request.repair {
             return Err(Failure::new(ErrorKind::InvalidArgument, "repair needs the slot to repair"));
         }
-        use SlotWord::{Bad, Empty, Verified, Writing};
         let views = self.slots();
         let free = |word: &[SlotWord]| {
             views
@@ -153,8 +152,8 @@ impl Store {
                 .find(|v| v.id != SlotId::RECOVERY && !v.current && word.contains(&v.state))
                 .map(|v| v.id)
         };
-        let found = free(&[Empty]).or_else(|| free(&[Writing]));
-        let found = if request.replace { found.or_else(|| free(&[Bad, Verified])) } else { found };
+        let found = free(&[SlotWord::Empty]).or_else(|| free(&[SlotWord::Writing]));
+        let found = if request.replace { found.or_else(|| free(&[SlotWord::Bad, SlotWord::Verified])) } else { found };
         found.ok_or_else(|| {
             let deletable: Vec<String> = views
                 .iter()
