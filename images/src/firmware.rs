@@ -109,7 +109,8 @@ fn manifest(spec: &FirmwareSpec, stage: &Path, root: Root) -> anyhow::Result<Man
     for name in PAYLOAD_ORDER.into_iter().filter(|name| *name != "root.erofs") {
         if stage.join(name).exists() {
             let (sha256, size) = root::sha256(&stage.join(name))?;
-            files.push(File { name: name.into(), sha256, size });
+            let pieces = if name == "root.verity" { Vec::new() } else { root::pieces(&stage.join(name))? };
+            files.push(File { name: name.into(), pieces, sha256, size });
         }
     }
     let date = jiff::Timestamp::from_second(i64::try_from(spec.source_date_epoch)?)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use slotd::domain::manifest::{BLOCK, Root, Sha256Hex, Verity};
+use slotd::domain::manifest::{BLOCK, PIECE, Root, Sha256Hex, Verity};
 
 use crate::tool::Tool;
 
@@ -76,6 +76,24 @@ pub(crate) fn sha256(path: &Path) -> anyhow::Result<(Sha256Hex, u64)> {
         hash.update(&buffer[..n]);
         size += n as u64;
     }
+}
+
+/// SHA-256 of each piece of a file that is longer than one piece; nothing for a shorter one.
+pub(crate) fn pieces(path: &Path) -> anyhow::Result<Vec<Sha256Hex>> {
+    let mut file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut left = file.metadata()?.len();
+    let mut pieces = Vec::new();
+    let mut buffer = vec![0; usize::try_from(PIECE)?];
+    if left <= PIECE {
+        return Ok(pieces);
+    }
+    while left > 0 {
+        let piece = &mut buffer[..usize::try_from(left.min(PIECE))?];
+        file.read_exact(piece).with_context(|| format!("{} cannot be read", path.display()))?;
+        pieces.push(Sha256Hex(Sha256::digest(&*piece).into()));
+        left -= piece.len() as u64;
+    }
+    Ok(pieces)
 }
 
 /// 32 constant bytes of a product for one purpose.

@@ -153,7 +153,11 @@ impl Store {
                 .map(|v| v.id)
         };
         let found = free(&[SlotWord::Empty]).or_else(|| free(&[SlotWord::Writing]));
-        let found = if request.replace { found.or_else(|| free(&[SlotWord::Bad, SlotWord::Verified])) } else { found };
+        let found = if request.replace {
+            found.or_else(|| free(&[SlotWord::Bad, SlotWord::Verified]))
+        } else {
+            found
+        };
         found.ok_or_else(|| {
             let deletable: Vec<String> = views
                 .iter()
