@@ -1,14 +1,17 @@
 //! The CMS message: strict DER, pinned structure, signer and signed attributes (points 1 to 5; RFC 5652).
 
-use cms::cert::CertificateChoices;
 use cms::content_info::{CmsVersion, ContentInfo};
-use cms::signed_data::{SignedAttributes, SignedData, SignerIdentifier, SignerInfo};
+use cms::revocation::RevocationInfoChoices;
+use cms::signed_data::{
+    DigestAlgorithmIdentifiers, EncapsulatedContentInfo, SignedAttributes, SignerIdentifier, SignerInfo,
+    SignerInfos,
+};
 use const_oid::db::rfc5911::{
     ID_CONTENT_TYPE, ID_COUNTERSIGNATURE, ID_DATA, ID_MESSAGE_DIGEST, ID_SIGNED_DATA, ID_SIGNING_TIME,
 };
 use const_oid::{AssociatedOid as _, ObjectIdentifier};
 use der::asn1::{Any, OctetString};
-use der::{Decode, Encode};
+use der::{Decode, Encode, Header, Reader, Sequence, SliceReader};
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectKeyIdentifier;
 use x509_cert::spki::AlgorithmIdentifierOwned;
@@ -19,6 +22,8 @@ use super::{MAX_SIGNATURE, SignatureError, name};
 
 /// Most certificates in a message: a signer and its intermediates.
 const MAX_CERTIFICATES: usize = 8;
+/// Most elements of any SEQUENCE or SET in a message.
+const MAX_ELEMENTS: usize = 64;
 
 /// A message that holds points 1 to 4, whose signature is still to be verified.
 pub(super) struct Message {
@@ -45,7 +50,7 @@ pub(super) fn parse(p7s: &[u8], manifest: &[u8]) -> Result<Message, SignatureErr
     }
     let data = decode(p7s)?;
     let (signer, certificates) = check_structure(&data)?;
-    let leaf = find_signer(&signer.sid, &certificates)?;
+    let leaf = find_signer(&signer.sid, certificates)?;
     let digest = Digest::from_identifier(&signer.digest_alg)?;
     let attributes = signer.signed_attrs.as_ref().ok_or_else(|| SignatureError::Attributes {
         part: "all".into(),
@@ -56,7 +61,7 @@ pub(super) fn parse(p7s: &[u8], manifest: &[u8]) -> Result<Message, SignatureErr
     let not_cms = |source| SignatureError::NotCms { source };
     Ok(Message {
         leaf: leaf.clone(),
-        certificates: certificates.iter().map(|c| c.to_der()).collect::<Result<_, _>>().map_err(not_cms)?,
+        certificates: certificates.iter().map(Encode::to_der).collect::<Result<_, _>>().map_err(not_cms)?,
         // RFC 5652, 5.4: signed with the tag SET OF instead of the implicit [0].
         signed: attributes.to_der().map_err(not_cms)?,
         digest,
@@ -66,15 +71,35 @@ pub(super) fn parse(p7s: &[u8], manifest: &[u8]) -> Result<Message, SignatureErr
     })
 }
 
+/// `SignedData` (RFC 5652, 5.1). Not that of `cms`, which orders the certificates otherwise than DER does (it
+/// compares them as sequences of integers), so that rightly sorted messages would seem unsorted.
+#[derive(Sequence)]
+struct SignedData {
+    version: CmsVersion,
+    digest_algorithms: DigestAlgorithmIdentifiers,
+    encap_content_info: EncapsulatedContentInfo,
+    /// A SET OF in the order in which it came: with an implicit tag, the encoding is that of a SEQUENCE OF.
+    #[asn1(context_specific = "0", tag_mode = "IMPLICIT", optional = "true")]
+    certificates: Option<Vec<Certificate>>,
+    #[asn1(context_specific = "1", tag_mode = "IMPLICIT", optional = "true")]
+    crls: Option<RevocationInfoChoices>,
+    signer_infos: SignerInfos,
+}
+
 /// Point 1. `der` accepts sets in any order and some other liberties; whatever it read must encode to the very
 /// bytes that came.
 fn decode(p7s: &[u8]) -> Result<SignedData, SignatureError> {
     let not_cms = |source| SignatureError::NotCms { source };
+    check_elements(p7s)?;
     let info = ContentInfo::from_der(p7s).map_err(not_cms)?;
     if info.content_type != ID_SIGNED_DATA {
         return refuse("content type", info.content_type.to_string(), "id-signedData");
     }
-    let data: SignedData = info.content.decode_as().map_err(not_cms)?;
+    let mut data: SignedData = info.content.decode_as().map_err(not_cms)?;
+    if let Some(certificates) = &mut data.certificates {
+        // X.690, 11.6: ascending by encoding. One that cannot be encoded fails below.
+        certificates.sort_by_cached_key(|certificate| certificate.to_der().unwrap_or_default());
+    }
     let again = Any::encode_from(&data)
         .and_then(|content| ContentInfo { content_type: info.content_type, content }.to_der())
         .map_err(not_cms)?;
@@ -85,12 +110,35 @@ fn decode(p7s: &[u8]) -> Result<SignedData, SignatureError> {
     Ok(data)
 }
 
+/// Refuses a value with more than [`MAX_ELEMENTS`] elements. `der` sorts sets by insertion: a reversed set that
+/// fills the message would keep it busy for minutes.
+fn check_elements(p7s: &[u8]) -> Result<(), SignatureError> {
+    let not_cms = |source| SignatureError::NotCms { source };
+    let mut values = vec![p7s];
+    while let Some(value) = values.pop() {
+        let mut reader = SliceReader::new(value).map_err(not_cms)?;
+        let mut elements: usize = 0;
+        while !reader.is_finished() {
+            let header = Header::decode(&mut reader).map_err(not_cms)?;
+            let content = reader.read_slice(header.length).map_err(not_cms)?;
+            if header.tag.is_constructed() {
+                values.push(content);
+            }
+            elements = elements.saturating_add(1);
+            if elements > MAX_ELEMENTS {
+                return refuse("a sequence or set", "more than 64 elements".into(), "at most 64");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn refuse<T>(part: &'static str, found: String, expected: &'static str) -> Result<T, SignatureError> {
     Err(SignatureError::Structure { part, found, expected })
 }
 
 /// Point 2: the one signer and the certificates.
-fn check_structure(data: &SignedData) -> Result<(&SignerInfo, Vec<&Certificate>), SignatureError> {
+fn check_structure(data: &SignedData) -> Result<(&SignerInfo, &[Certificate]), SignatureError> {
     let signer = match data.signer_infos.0.as_slice() {
         [signer] => signer,
         signers => return refuse("signers", signers.len().to_string(), "1"),
@@ -123,24 +171,17 @@ fn check_structure(data: &SignedData) -> Result<(&SignerInfo, Vec<&Certificate>)
         let found = format!("{} entries", data.digest_algorithms.len());
         return refuse("digest algorithms", found, "exactly that of the signer");
     }
-    let choices = data.certificates.as_ref().map_or(&[][..], |set| set.0.as_slice());
-    if !(1..=MAX_CERTIFICATES).contains(&choices.len()) {
-        return refuse("certificates", choices.len().to_string(), "1 to 8");
+    let certificates = data.certificates.as_deref().unwrap_or_default();
+    if !(1..=MAX_CERTIFICATES).contains(&certificates.len()) {
+        return refuse("certificates", certificates.len().to_string(), "1 to 8");
     }
-    let certificates = choices
-        .iter()
-        .map(|choice| match choice {
-            CertificateChoices::Certificate(certificate) => Ok(certificate),
-            CertificateChoices::Other(_) => refuse("certificates", "another format".into(), "X.509"),
-        })
-        .collect::<Result<_, _>>()?;
     Ok((signer, certificates))
 }
 
 /// Point 3.
 fn find_signer<'a>(
     sid: &SignerIdentifier,
-    certificates: &[&'a Certificate],
+    certificates: &'a [Certificate],
 ) -> Result<&'a Certificate, SignatureError> {
     let matching: Vec<_> = certificates
         .iter()

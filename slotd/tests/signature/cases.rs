@@ -1,0 +1,418 @@
+//! The table: each case through this verifier and through `openssl cms -verify -binary -purpose any`.
+
+use cms::content_info::CmsVersion;
+use cms::revocation::RevocationInfoChoices;
+use const_oid::ObjectIdentifier;
+use const_oid::db::rfc5911::{ID_CONTENT_TYPE, ID_COUNTERSIGNATURE, ID_MESSAGE_DIGEST, ID_SIGNING_TIME};
+use const_oid::db::rfc5912::{ECDSA_WITH_SHA_384, ID_SHA_384};
+use der::asn1::{Any, Null, OctetString, SetOfVec};
+use slotd::domain::signature::Keyring;
+use sps_base::error::ErrorKind;
+
+use crate::craft::{
+    attribute, content_type, edit, edit_signer, indefinite, long_length, message_digest, resign, strip,
+    unsorted, with_certificates, zeros,
+};
+use crate::pki::{DAY, pki};
+use crate::{good, keyring, manifest};
+
+/// id-ct-TSTInfo: a type that is not id-data.
+const OTHER_TYPE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.16.1.4");
+
+/// A message, the keyring and time it meets, and what both verifiers must say.
+struct Case {
+    name: &'static str,
+    content: Vec<u8>,
+    p7s: Vec<u8>,
+    roots: Vec<&'static str>,
+    crls: Vec<&'static str>,
+    now: u64,
+    /// Variant of the error and a part of its message; none for a case that is accepted.
+    refusal: Option<(&'static str, &'static str)>,
+    /// None where OpenSSL takes the first of several, and random keys order them.
+    openssl_accepts: Option<bool>,
+}
+
+impl Case {
+    fn new(name: &'static str, p7s: Vec<u8>) -> Self {
+        let (content, now) = (manifest().to_vec(), pki().now);
+        let (roots, crls) = (vec!["root.pem"], vec![]);
+        Self { name, content, p7s, roots, crls, now, refusal: None, openssl_accepts: Some(true) }
+    }
+
+    /// We refuse, OpenSSL accepts.
+    fn stricter(self, variant: &'static str, words: &'static str) -> Self {
+        Self { refusal: Some((variant, words)), ..self }
+    }
+
+    /// Both refuse.
+    fn refused(self, variant: &'static str, words: &'static str) -> Self {
+        Self { refusal: Some((variant, words)), openssl_accepts: Some(false), ..self }
+    }
+
+    /// We refuse, OpenSSL does either.
+    fn ambiguous(self, variant: &'static str, words: &'static str) -> Self {
+        Self { refusal: Some((variant, words)), openssl_accepts: None, ..self }
+    }
+
+    fn roots(self, roots: &[&'static str]) -> Self {
+        Self { roots: roots.to_vec(), ..self }
+    }
+
+    fn crls(self, crls: &[&'static str]) -> Self {
+        Self { crls: crls.to_vec(), ..self }
+    }
+
+    fn at(self, now: u64) -> Self {
+        Self { now, ..self }
+    }
+
+    fn check(&self) -> Vec<String> {
+        let openssl = pki().openssl(&self.content, &self.p7s, &self.roots, &self.crls, self.now);
+        let ours = keyring(&self.roots, &self.crls).verify(&self.content, &self.p7s, self.now);
+        let mut faults = Vec::new();
+        let said = String::from_utf8_lossy(&openssl.stderr).replace('\n', " | ");
+        if self.openssl_accepts.is_some_and(|expected| expected != openssl.status.success()) {
+            faults.push(format!("{}: openssl says {said}", self.name));
+        }
+        if ours.is_ok() && !openssl.status.success() {
+            faults.push(format!("{}: WE ACCEPT AND OPENSSL REJECTS: {said}", self.name));
+        }
+        match (ours, self.refusal) {
+            (Ok(_), None) => {}
+            (Err(error), Some((variant, words))) => {
+                let (shown, text) = (format!("{error:?}"), error.to_string());
+                if !shown.starts_with(variant) || !text.contains(words) {
+                    faults.push(format!("{}: refused for another reason: {shown}: {text}", self.name));
+                }
+                let trust = ["Issuer", "Revo", "Root", "Validity", "NoTrustedRoot", "Path"];
+                let untrusted = trust.iter().any(|start| variant.starts_with(start));
+                let kind = if untrusted { ErrorKind::Untrusted } else { ErrorKind::SignatureInvalid };
+                if error.kind() != kind {
+                    faults.push(format!("{}: kind {:?}, expected {kind:?}", self.name, error.kind()));
+                }
+            }
+            (ours, expected) => faults.push(format!("{}: {ours:?}, expected {expected:?}", self.name)),
+        }
+        faults
+    }
+}
+
+/// Checks all, and shows all that fail.
+fn check(cases: &[Case]) {
+    let faults: Vec<String> = cases.iter().flat_map(Case::check).collect();
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+fn sign(signer: &str, key: &str, more: &[&str]) -> Vec<u8> {
+    pki().sign(manifest(), signer, key, more)
+}
+
+/// Six certificates beside those of the plain message.
+const MANY: [&str; 6] = ["p384.pem", "p521.pem", "rsa1024.pem", "rsa2048.pem", "rsa3072.pem", "second.pem"];
+const PSS: [&str; 4] = ["-keyopt", "rsa_padding_mode:pss", "-keyopt", "rsa_pss_saltlen:digest"];
+
+#[test]
+fn the_profile_is_accepted() {
+    check(&[
+        Case::new("P-256 with SHA-256", good().to_vec()),
+        Case::new("P-256 with SHA-384", sign("signer", "signer", &["-md", "sha384"])),
+        Case::new("P-384 with SHA-384", sign("p384", "p384", &["-md", "sha384"])),
+        Case::new("P-384 with SHA-256", sign("p384", "p384", &[])),
+        Case::new("RSA 3072 PKCS#1 with SHA-256", sign("rsa3072", "rsa3072", &[])),
+        Case::new("RSA 3072 PKCS#1 with SHA-512", sign("rsa3072", "rsa3072", &["-md", "sha512"])),
+        Case::new("RSA 3072 PSS with SHA-256", sign("rsa3072", "rsa3072", &PSS)),
+        Case::new(
+            "RSA 3072 PSS with SHA-384",
+            sign("rsa3072", "rsa3072", &[&PSS[..], &["-md", "sha384"]].concat()),
+        ),
+        Case::new("RSA 2048", sign("rsa2048", "rsa2048", &[])),
+        Case::new("subject key identifier", sign("signer", "signer", &["-keyid"])),
+        Case::new("no keyUsage", sign("no-ku", "signer", &[])),
+        Case::new("issued by the root", sign("by-root", "signer", &[])),
+        Case::new("unrelated certificate in the bag", with_certificates(good(), &["other.pem"])),
+        Case::new("eight certificates, sorted as DER has it", with_certificates(good(), &MANY)),
+        Case::new("two roots", good().to_vec()).roots(&["other.pem", "root.pem"]),
+        Case::new("renewed root", good().to_vec()).roots(&["root-renewed.pem", "root.pem"]),
+        Case::new("root without cRLSign and no CRL", good().to_vec()).roots(&["root-no-crl-sign.pem"]),
+        Case::new("CRLs that revoke nothing", good().to_vec()).crls(&["root.crl", "int.crl"]),
+        Case::new("CRL that revokes another", sign("second", "second", &[]))
+            .crls(&["root.crl", "int-revokes.crl"]),
+    ]);
+}
+
+#[test]
+fn point_1_strict_der() {
+    let trailing = [good(), &[0]].concat();
+    check(&[
+        Case::new("indefinite length", indefinite(good())).stricter("NotCms", "-outform DER"),
+        Case::new("length of one byte too many", long_length(good())).stricter("NotCms", "-outform DER"),
+        Case::new("trailing byte", trailing).stricter("NotCms", "-outform DER"),
+        Case::new("unsorted certificates", unsorted(good())).stricter("NotCanonical", "unsorted set"),
+        Case::new("openssl -stream", sign("signer", "signer", &["-stream"])).stricter("NotCms", "DER"),
+        Case::new("empty file", Vec::new()).refused("NotCms", "DER"),
+        Case::new("cut", good()[..good().len() - 1].to_vec()).refused("NotCms", "DER"),
+    ]);
+}
+
+#[test]
+fn point_2_structure() {
+    let refuses = |name, p7s, words| Case::new(name, p7s).stricter("Structure", words);
+    let two = ["-signer", "second.pem", "-inkey", "second.key"];
+    let large = resign(good(), |attributes| attributes.push(attribute(OTHER_TYPE, vec![zeros(66_000)])));
+    let many = [&MANY[..], &["short.pem"]].concat();
+    check(&[
+        refuses("version 3", edit(good(), |d| d.version = CmsVersion::V3), "version: found V3"),
+        refuses(
+            "signer version 3",
+            edit_signer(good(), |s| s.version = CmsVersion::V3),
+            "version of the signer",
+        ),
+        refuses("attached content", sign("signer", "signer", &["-nodetach"]), "a detached signature"),
+        refuses(
+            "empty content",
+            edit(good(), |d| d.encap_content_info.econtent = Some(zeros(0))),
+            "detached",
+        ),
+        refuses("two signers", sign("signer", "signer", &two), "signers: found 2"),
+        refuses(
+            "no CRLs but the field",
+            edit(good(), |d| d.crls = Some(RevocationInfoChoices(SetOfVec::new()))),
+            "CRLs",
+        ),
+        refuses("nine certificates", with_certificates(good(), &many), "found 9"),
+        Case::new("no certificates", edit(good(), |d| d.certificates = None))
+            .refused("Structure", "certificates: found 0"),
+        refuses(
+            "unsigned attributes",
+            edit_signer(good(), |s| {
+                let set = SetOfVec::try_from(vec![attribute(OTHER_TYPE, vec![zeros(1)])]).unwrap();
+                s.unsigned_attrs = Some(set);
+            }),
+            "unsigned attributes",
+        ),
+        refuses(
+            "a second digest algorithm",
+            edit(good(), |d| {
+                let mut other = d.digest_algorithms.get(0).unwrap().clone();
+                other.oid = ID_SHA_384;
+                d.digest_algorithms.insert(other).unwrap();
+            }),
+            "digest algorithms: found 2",
+        ),
+        Case::new(
+            "another digest algorithm",
+            edit(good(), |d| {
+                let mut other = d.digest_algorithms.get(0).unwrap().clone();
+                other.oid = ID_SHA_384;
+                d.digest_algorithms = SetOfVec::try_from(vec![other]).unwrap();
+            }),
+        )
+        .refused("Structure", "digest algorithms"),
+        Case::new(
+            "another type of content",
+            edit(good(), |d| d.encap_content_info.econtent_type = OTHER_TYPE),
+        )
+        .stricter("Structure", "type of the content"),
+        Case::new("no signer", edit(good(), |d| d.signer_infos.0 = SetOfVec::new()))
+            .refused("Structure", "signers: found 0"),
+        Case::new("66 KB", large).stricter("TooLong", "65536"),
+    ]);
+}
+
+#[test]
+fn point_3_one_certificate_matches_the_signer() {
+    let without = edit(good(), |data| {
+        let bag = data.certificates.as_mut().unwrap();
+        bag.retain(|certificate| certificate.tbs_certificate.subject.to_string().contains("int"));
+    });
+    let twice = with_certificates(&sign("signer", "signer", &["-keyid"]), &["short.pem"]);
+    check(&[
+        Case::new("no certificate of the signer", without).refused("Signer", "0 of the 1 certificates"),
+        Case::new("two of one issuer and serial number", with_certificates(good(), &["same-serial.pem"]))
+            .ambiguous("Signer", "2 of the 3 certificates"),
+        Case::new("two of one key", twice).stricter("Signer", "2 of the 3 certificates"),
+    ]);
+}
+
+#[test]
+fn point_4_signed_attributes() {
+    let (content, stripped) = strip(good());
+    let digest = |bytes: &[u8]| message_digest(&<sha2::Sha256 as sha2::Digest>::digest(bytes));
+    let without = |oid| resign(good(), move |attributes| attributes.retain(|a| a.oid != oid));
+    let with = |added| resign(good(), move |attributes| attributes.push(added));
+    let swapped = |added: cms::signed_data::SignedAttributes| {
+        resign(good(), move |attributes| {
+            attributes.retain(|a| added.iter().all(|b| a.oid != b.oid));
+            attributes.extend(added.into_vec());
+        })
+    };
+    let one = |added| swapped(SetOfVec::try_from(vec![added]).unwrap());
+    let null = || Any::encode_from(&Null).unwrap();
+    let mut attack = Case::new("stripped message, attributes as content", stripped.clone());
+    attack.content = content;
+    check(&[
+        attack.stricter("Attributes", "found none"),
+        Case::new("stripped message", stripped).refused("Attributes", "found none"),
+        Case::new("no signed attributes", sign("signer", "signer", &["-noattr"]))
+            .stricter("Attributes", "found none"),
+        Case::new("another manifest", pki().sign(b"{}", "signer", "signer", &[]))
+            .refused("Digest", "get it again"),
+        Case::new("no content type", without(ID_CONTENT_TYPE))
+            .refused("Attributes", "content-type: found none"),
+        Case::new("no digest", without(ID_MESSAGE_DIGEST))
+            .refused("Attributes", "message-digest: found none"),
+        Case::new("two digests", with(digest(b"other"))).refused("Attributes", "two attributes"),
+        Case::new("two content types", with(content_type(OTHER_TYPE)))
+            .refused("Attributes", "two attributes"),
+        Case::new(
+            "two attributes of an unknown type",
+            resign(good(), |attributes| {
+                attributes
+                    .extend([attribute(OTHER_TYPE, vec![zeros(1)]), attribute(OTHER_TYPE, vec![zeros(2)])]);
+            }),
+        )
+        .stricter("Attributes", "two attributes"),
+        Case::new("other content type", one(content_type(OTHER_TYPE))).stricter("Attributes", "content-type"),
+        Case::new("digest that is none", one(attribute(ID_MESSAGE_DIGEST, vec![null()])))
+            .refused("Attributes", "message-digest"),
+        Case::new("time that is none", one(attribute(ID_SIGNING_TIME, vec![null()])))
+            .stricter("Attributes", "signing-time"),
+        Case::new("two values", one(attribute(ID_MESSAGE_DIGEST, vec![zeros(1), zeros(2)])))
+            .refused("Attributes", "2 values"),
+        Case::new("countersignature", with(attribute(ID_COUNTERSIGNATURE, vec![zeros(1)])))
+            .refused("Attributes", "countersignature"),
+    ]);
+}
+
+#[test]
+fn point_5_algorithms_and_signature() {
+    let refuses = |name, p7s, words| Case::new(name, p7s).stricter("Algorithm", words);
+    let pss = |salt| sign("rsa3072", "rsa3072", &["-keyopt", "rsa_padding_mode:pss", "-keyopt", salt]);
+    let mgf = sign("rsa3072", "rsa3072", &[&PSS[..], &["-keyopt", "rsa_mgf1_md:sha384"]].concat());
+    let other = edit_signer(good(), |signer| signer.signature_algorithm.oid = ECDSA_WITH_SHA_384);
+    let parameters = edit_signer(good(), |signer| signer.signature_algorithm.parameters = Some(Any::null()));
+    let changed = edit_signer(good(), |signer| {
+        let mut bytes = signer.signature.as_bytes().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        signer.signature = OctetString::new(bytes).unwrap();
+    });
+    check(&[
+        refuses("SHA-1", sign("signer", "signer", &["-md", "sha1"]), "message digest"),
+        refuses("SHA-224", sign("signer", "signer", &["-md", "sha224"]), "message digest"),
+        refuses("P-256 with SHA-512", sign("signer", "signer", &["-md", "sha512"]), "signature: found"),
+        refuses("P-521", sign("p521", "p521", &[]), "key: found"),
+        refuses("RSA 1024", sign("rsa1024", "rsa1024", &[]), "an RSA key of 1024 bits"),
+        refuses("PSS with the longest salt", pss("rsa_pss_saltlen:max"), "RSA-PSS"),
+        refuses("PSS without salt", pss("rsa_pss_saltlen:0"), "RSA-PSS"),
+        refuses("PSS with another MGF1 hash", mgf, "MGF1"),
+        refuses("parameters that ECDSA does not have", parameters, "signature: found"),
+        refuses("digest of another algorithm", other, "with Sha256"),
+        Case::new("signature with a changed bit", changed).refused("Mismatch", "get it again"),
+        Case::new(
+            "signed by another key",
+            edit_signer(good(), |signer| {
+                let set = der::Encode::to_der(signer.signed_attrs.as_ref().unwrap()).unwrap();
+                signer.signature = OctetString::new(pki().sign_raw(&set, "second")).unwrap();
+            }),
+        )
+        .refused("Mismatch", "get it again"),
+    ]);
+}
+
+#[test]
+fn point_6_leaf_usage() {
+    let refuses = |name, leaf, words| Case::new(name, sign(leaf, "signer", &[])).stricter("Leaf", words);
+    check(&[
+        refuses("no EKU", "no-eku", "found none, expected codeSigning"),
+        refuses("any EKU", "any-eku", "2.5.29.37.0, expected codeSigning"),
+        refuses("email EKU", "email-eku", "1.3.6.1.5.5.7.3.4, expected codeSigning"),
+        refuses("wrong keyUsage", "wrong-ku", "no digitalSignature"),
+        refuses("CA as leaf", "ca-leaf", "CA:TRUE"),
+        Case::new("unknown critical extension", sign("critical", "signer", &[])).refused("Path", "not valid"),
+    ]);
+}
+
+#[test]
+fn point_7_certificates_of_the_chain() {
+    let by = |file| sign("signer", "signer", &["-certfile", file]);
+    check(&[
+        Case::new("intermediate without keyCertSign", by("int-cannot-sign.pem"))
+            .refused("Issuer", "no keyCertSign"),
+        Case::new("intermediate for email", by("int-email.pem")).stricter("Path", "not valid"),
+        Case::new("intermediate that is no CA", by("int-no-ca.pem")).refused("Path", "not valid"),
+        Case::new("key identifier of another issuer", sign("wrong-akid", "signer", &[]))
+            .refused("Issuer", "authorityKeyIdentifier"),
+        Case::new("no intermediate", by("root.pem")).refused("NoTrustedRoot", "CN=int,O=Test"),
+        Case::new("another root", good().to_vec())
+            .roots(&["other.pem"])
+            .refused("NoTrustedRoot", "other.pem"),
+        Case::new("signed by a stranger", sign("by-other", "signer", &[]))
+            .refused("NoTrustedRoot", "CN=other"),
+        Case::new("more intermediates than the root allows", good().to_vec())
+            .roots(&["root-pathlen.pem"])
+            .refused("Issuer", "1 intermediates"),
+    ]);
+}
+
+#[test]
+fn point_8_revocation() {
+    let case = |name, crls: &[&'static str]| Case::new(name, good().to_vec()).crls(crls);
+    check(&[
+        case("revoked signer", &["root.crl", "int-revokes.crl"]).refused("Revoked", "ask its vendor"),
+        case("revoked intermediate", &["root-revokes-int.crl", "int.crl"]).refused("Revoked", "revoked"),
+        case("root revokes itself", &["root-revokes-itself.crl", "int.crl"]).refused("Revoked", "revoked"),
+        case("expired CRL", &["root.crl", "int-expired.crl"]).refused("Revocation", "expired"),
+        case("CRL that expires this second", &["root.crl", "int-expires-now.crl"])
+            .refused("Revocation", "expired"),
+        case("no CRL of the intermediate", &["root.crl"]).refused("Revocation", "no CRL of CN=int,O=Test"),
+        case("no CRL of the root", &["int.crl"]).refused("Revocation", "no CRL of CN=root,O=Test"),
+        case("CRL from the future", &["root.crl", "int-future.crl"])
+            .refused("Revocation", "no CRL of CN=int"),
+        case("every CRL from the future", &["root-future.crl", "int-future.crl"])
+            .refused("Revocation", "set the clock"),
+        case("forged CRL", &["root.crl", "int-forged.crl"]).refused("Revocation", "not signed by the issuer"),
+        case("root without cRLSign", &["root.crl", "int.crl"])
+            .roots(&["root-no-crl-sign.pem"])
+            .refused("Issuer", "no cRLSign"),
+    ]);
+    // A CRL that was current when the keyring was loaded, before the clock was set back.
+    let files = |names: [&str; 2]| names.map(|name| pki().file(name));
+    let later = pki().now + 2 * DAY;
+    let crls = files(["root.crl", "int-future.crl"]);
+    let loaded = Keyring::parse(&[pki().file("root.pem")], &crls, later).unwrap();
+    loaded.verify(manifest(), good(), later).unwrap();
+    let error = loaded.verify(manifest(), good(), pki().now).unwrap_err();
+    assert!(error.to_string().contains("no CRL of CN=int"), "{error}");
+    // The trap: webpki consults only the first CRL of an issuer, so an old one must not hide a new one.
+    let old = ["int-expired.crl", "int-revokes.crl", "root.crl"];
+    let error = keyring(&["root.pem"], &old).verify(manifest(), good(), pki().now).unwrap_err();
+    assert!(error.to_string().contains("revoked"), "{error}");
+}
+
+#[test]
+fn points_9_and_10_time() {
+    let now = pki().now;
+    let short = || sign("short", "signer", &[]);
+    let not_after = |name: &str| {
+        let certificate = <x509_cert::Certificate as der::Decode>::from_der(&pki().der(name)).unwrap();
+        certificate.tbs_certificate.validity.not_after.to_unix_duration().as_secs()
+    };
+    let (leaf_ends, root_ends) = (not_after("short.pem"), not_after("root-short.pem"));
+    check(&[
+        Case::new("short signer", short()),
+        // Its signing time is within the validity period: only `now` counts.
+        Case::new("signer out of date", short()).at(now + 2 * DAY).refused("Validity", "set the clock"),
+        Case::new("last second of the signer", short()).at(leaf_ends - 1),
+        Case::new("signer at notAfter", short()).at(leaf_ends).refused("Validity", "CN=signer"),
+        Case::new("intermediate out of date", good().to_vec())
+            .at(now + 2000 * DAY)
+            .refused("Validity", "CN="),
+        Case::new("root valid", good().to_vec()).roots(&["root-short.pem"]).at(root_ends - 1),
+        Case::new("root at notAfter", good().to_vec())
+            .roots(&["root-short.pem"])
+            .at(root_ends)
+            .refused("Root", "root-short.pem"),
+        Case::new("before the root", good().to_vec()).at(now - 10 * DAY).refused("Root", "set the clock"),
+    ]);
+}

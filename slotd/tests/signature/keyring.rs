@@ -1,0 +1,89 @@
+//! What a keyring takes and refuses (points 8 and 9).
+
+use slotd::domain::signature::{Keyring, KeyringError};
+
+use crate::pki::{DAY, pki};
+use crate::{good, manifest};
+
+fn parse(roots: &[&str], crls: &[&str], now: u64) -> Result<Keyring, KeyringError> {
+    let files = |names: &[&str]| names.iter().map(|name| pki().file(name)).collect::<Vec<_>>();
+    Keyring::parse(&files(roots), &files(crls), now)
+}
+
+fn refused(roots: &[&str], crls: &[&str], now: u64, variant: &str, words: &[&str]) {
+    let error = parse(roots, crls, now).unwrap_err();
+    let text = error.to_string();
+    assert!(format!("{error:?}").starts_with(variant), "{roots:?} {crls:?}: {error:?}");
+    for word in words {
+        assert!(text.contains(word), "{word} is not in {text}");
+    }
+}
+
+#[test]
+fn good_keyrings_are_taken() {
+    let now = pki().now;
+    let plain = parse(&["root.pem"], &[], now).unwrap();
+    assert!(!plain.checks_revocation() && plain.warnings().is_empty());
+    let both = parse(&["root.pem", "other.pem"], &["root.crl", "int.crl"], now).unwrap();
+    assert!(both.checks_revocation() && both.warnings().is_empty());
+    assert_eq!(format!("{plain:?}"), r#"Keyring { roots: ["root.pem"], crls: [], .. }"#);
+    let der =
+        Keyring::parse(&[("r".into(), pki().der("root.pem"))], &[("c".into(), pki().der("root.crl"))], now);
+    assert!(der.unwrap().checks_revocation());
+}
+
+#[test]
+fn files_that_are_no_roots_are_named() {
+    let now = pki().now;
+    refused(&[], &[], now, "Empty", &["install"]);
+    refused(&["root.pem", "signer.key"], &[], now, "Unreadable", &["signer.key", "none", "certificate"]);
+    refused(&["root.pem"], &["int.pem"], now, "Unreadable", &["int.pem", "CRL"]);
+    refused(&["root.pem", "root.pem"], &[], now, "Duplicate", &["root.pem and root.pem"]);
+    refused(&["root-cannot-sign.pem"], &[], now, "Root", &["root-cannot-sign.pem", "keyCertSign"]);
+    refused(&["root-no-ca.pem"], &[], now, "Root", &["root-no-ca.pem", "CA:TRUE"]);
+    refused(&["int.pem"], &[], now, "Root", &["int.pem", "CN=root,O=Test", "self-signed"]);
+    refused(&["root-constrained.pem"], &[], now, "Root", &["2.5.29.30"]);
+    refused(&["root-critical.pem"], &[], now, "Unsupported", &["root-critical.pem"]);
+
+    let two = [pki().file("root.pem").1, pki().file("other.pem").1].concat();
+    let error = Keyring::parse(&[("two.pem".into(), two)], &[], now).unwrap_err();
+    assert_eq!(error.to_string(), "keyring file two.pem: found 2, expected one certificate in PEM or DER");
+
+    let mut forged = pki().der("root.pem");
+    *forged.last_mut().unwrap() ^= 1;
+    let error = Keyring::parse(&[("forged".into(), forged)], &[], now).unwrap_err();
+    assert!(matches!(error, KeyringError::Root { part: "signature", .. }), "{error:?}");
+    let error = Keyring::parse(&[("x".into(), vec![0x30, 3, 2, 1, 1])], &[], now).unwrap_err();
+    assert!(matches!(error, KeyringError::NotDer { .. }), "{error:?}");
+    let error = Keyring::parse(&[("x".into(), vec![0x30; 70_000])], &[], now).unwrap_err();
+    assert!(matches!(error, KeyringError::TooMuch { .. }), "{error:?}");
+}
+
+#[test]
+fn roots_out_of_date_are_left_out_and_alone_refused() {
+    let later = pki().now + 2 * DAY;
+    refused(&["root-short.pem"], &[], later, "OutOfDate", &["root-short.pem", "set the clock"]);
+    refused(&["root.pem"], &[], pki().now - 9 * DAY, "OutOfDate", &["set the clock"]);
+    let both = parse(&["root-short.pem", "root.pem"], &[], later).unwrap();
+    assert_eq!(format!("{both:?}"), r#"Keyring { roots: ["root.pem"], crls: [], .. }"#);
+    assert!(both.warnings()[0].contains("root-short.pem"), "{:?}", both.warnings());
+    both.verify(manifest(), good(), later).unwrap();
+}
+
+#[test]
+fn crls_are_newest_first_without_future_ones_and_one_per_issuer() {
+    let now = pki().now;
+    let both = ["int-revokes-older.crl", "int.crl"];
+    let words =
+        ["int.crl and int-revokes-older.crl", "CN=int,O=Test", "remove the older, int-revokes-older.crl"];
+    refused(&["root.pem"], &both, now, "TwoCrls", &words);
+    let crls = ["int-expired.crl", "int-future.crl", "int.crl", "root.crl"];
+    let keyring = parse(&["root.pem"], &crls, now).unwrap();
+    assert_eq!(
+        format!("{keyring:?}"),
+        r#"Keyring { roots: ["root.pem"], crls: ["int.crl", "root.crl", "int-expired.crl"], .. }"#
+    );
+    let warnings = keyring.warnings().join("\n");
+    assert!(warnings.contains("int-future.crl") && warnings.contains("int-expired.crl"), "{warnings}");
+    keyring.verify(manifest(), good(), now).unwrap();
+}
