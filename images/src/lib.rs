@@ -1,1 +1,20 @@
-//! Builds and inspects firmware ISOs.
+//! Builds and inspects firmware ISOs (`docs/formats.md`, "The firmware ISO") with stock tools.
+//!
+//! [`build_firmware`] turns a tree into an ISO, the same bits for the same input; [`inspect::inspect`] takes an ISO apart
+//! again with tools that share no code with the builder or with slotd.
+
+pub mod cli;
+pub mod debian;
+pub mod dirs;
+mod firmware;
+pub mod inspect;
+mod iso;
+pub mod pki;
+mod root;
+mod spec;
+pub mod tool;
+
+pub use dirs::BuildDirs;
+pub use firmware::{Built, build_firmware};
+pub use pki::Pki;
+pub use spec::{FirmwareSpec, Source};

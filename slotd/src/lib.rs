@@ -2,4 +2,7 @@
 //!
 //! `domain` is pure: no I/O, no clock. `device` is the only code that opens devices.
 
+pub mod device;
 pub mod domain;
+pub mod settings;
+pub mod store;

@@ -1,1 +1,2 @@
 //! Simulators and scenarios of the whole system.
+pub mod bench;

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 pub const MAX_MANIFEST: u64 = 1 << 20;
 /// Block size of data and hash blocks, in bytes. The only one this product uses.
 pub const BLOCK: u64 = 4096;
+/// Length of a piece of a file whose pieces are listed, in bytes.
+pub const PIECE: u64 = 1 << 20;
+/// Largest root image in bytes. Keeps what must be held of a hash tree (all levels above the lowest) under 4.1 MiB.
+pub const MAX_ROOT: u64 = 64 << 30;
 /// File names of a firmware ISO, in the order in which they must arrive. The root image itself comes last.
 pub const PAYLOAD_ORDER: [&str; 7] =
     ["notes.md", "news.md", "root.verity", "boot.efi", "recovery.efi", "files.ndjson.zst", "root.erofs"];
@@ -83,7 +87,11 @@ pub struct Compatible {
 pub struct File {
     /// One of [`PAYLOAD_ORDER`], never a path.
     pub name: String,
-    /// SHA-256, hex.
+    /// SHA-256 of each [`PIECE`], so that no byte has to be written before it was checked. Present exactly when
+    /// the file is longer than one piece; never for `root.verity`, whose blocks prove themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<Sha256Hex>,
+    /// SHA-256 of the whole file, hex.
     pub sha256: Sha256Hex,
     /// Length.
     pub size: u64,
@@ -128,7 +136,7 @@ pub struct UpgradeFrom {
 }
 
 /// A SHA-256 in lower-case hex.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Sha256Hex(pub [u8; 32]);
 
@@ -280,6 +288,14 @@ impl Manifest {
                     "a payload name of the format; root.erofs is described by root",
                 );
             }
+            let pieces =
+                if file.size > PIECE && file.name != "root.verity" { file.size.div_ceil(PIECE) } else { 0 };
+            if file.pieces.len() as u64 != pieces {
+                return refuse(
+                    format!("{} with {} pieces", file.name, file.pieces.len()),
+                    &format!("{pieces} pieces of 1 MiB"),
+                );
+            }
             if !seen.insert(file.name.as_str()) {
                 return refuse(format!("{} twice", file.name), "each file once");
             }
@@ -314,8 +330,8 @@ impl Manifest {
             })
         };
         let verity = &self.root.verity;
-        if self.root.size == 0 || self.root.size % BLOCK != 0 || self.root.size > 1 << 42 {
-            return refuse("root.size", &self.root.size, "a multiple of 4096, at most 4 TiB");
+        if self.root.size == 0 || !self.root.size.is_multiple_of(BLOCK) || self.root.size > MAX_ROOT {
+            return refuse("root.size", &self.root.size, "a multiple of 4096, at most 64 GiB");
         }
         if verity.algorithm != "sha256" {
             return refuse("root.verity.algorithm", &verity.algorithm, "sha256");

@@ -1,5 +1,13 @@
 //! The functional core: formats, decisions and the order law. No I/O, no clock, no panic.
 
 pub mod file_list;
+pub mod iso;
+pub mod layout;
 pub mod manifest;
+pub mod plan;
+pub mod policy;
 pub mod signature;
+pub mod slot_state;
+pub mod state;
+pub mod trailer;
+pub mod verity;

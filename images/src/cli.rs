@@ -1,0 +1,174 @@
+//! `cargo xtask image`: the command line of this package.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use slotd::domain::manifest::UpgradeFrom;
+
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, inspect};
+
+/// Builds and inspects images.
+#[derive(Args, Debug)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Builds a firmware ISO
+    ///
+    /// The same tree, options and signer give the same bits. `SOURCE_DATE_EPOCH` (seconds since 1970) sets the build date;
+    /// without it, it is the start of 2026.
+    Firmware(Box<FirmwareArgs>),
+    /// Shows what an ISO holds, and whether stock tools agree with its manifest
+    Inspect(InspectArgs),
+}
+
+/// `image firmware`.
+#[derive(Args, Debug)]
+pub struct FirmwareArgs {
+    /// Version: dotted numbers, optionally -suffix
+    #[arg(long, value_name = "V")]
+    version: String,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Version of kernel and initrd [default: that of the firmware]
+    #[arg(long, value_name = "V")]
+    boot_version: Option<String>,
+    /// Security epoch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    epoch: u32,
+    /// Refuse going back to slots below this security epoch
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    revoked_below: u32,
+    /// Release line and lowest version in it from which it may be installed: 7.0:7.0.5; may be repeated
+    #[arg(long, value_name = "LINE:MIN", value_parser = upgrade_rule)]
+    upgrade_from: Vec<UpgradeFrom>,
+    /// Product
+    #[arg(long, value_name = "NAME", default_value = "sps")]
+    product: String,
+    /// Hardware model; may be repeated
+    #[arg(long, value_name = "MODEL", default_value = "*")]
+    hardware: Vec<String>,
+    /// Upgrade notes (Markdown)
+    #[arg(long, value_name = "FILE")]
+    notes: Option<PathBuf>,
+    /// Upgrade news (Markdown)
+    #[arg(long, value_name = "FILE")]
+    news: Option<PathBuf>,
+    /// Free text for people; may be repeated
+    #[arg(long, value_name = "KEY=TEXT", value_parser = key_value)]
+    meta: Vec<(String, String)>,
+    /// Space that its migration needs, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    required_space: u64,
+    /// Files to lay over the Debian tree
+    #[arg(long, value_name = "DIR", conflicts_with = "tree")]
+    overlay: Option<PathBuf>,
+    /// Do not compress the root
+    #[arg(long)]
+    uncompressed: bool,
+    /// Do not sign: no appliance takes it
+    #[arg(long)]
+    unsigned: bool,
+    /// Where it goes [default: firmware-V.iso in the build directory]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+struct SourceArgs {
+    /// From a Debian 13 tree, bootable; the tree is made at first use (root, network, two minutes)
+    #[arg(long)]
+    debian: bool,
+    /// From any tree as it is, not bootable
+    #[arg(long, value_name = "DIR")]
+    tree: Option<PathBuf>,
+}
+
+/// `image inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The ISO
+    iso: PathBuf,
+    /// Directory of roots (*.pem) and CRLs (*.crl) [default: the development PKI's]
+    #[arg(long, value_name = "DIR")]
+    keyring: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command. The error of `inspect` says how many checks failed, so that the exit status does too.
+pub fn run(args: &ImageArgs, dirs: &BuildDirs) -> anyhow::Result<()> {
+    match &args.command {
+        ImageCommand::Firmware(args) => {
+            let spec = spec(args)?;
+            let pki = Pki::open_or_create(dirs.pki(), "SPS development")?;
+            let built = build_firmware(&spec, dirs, &pki, args.out.as_deref())?;
+            println!("{}", built.iso.display());
+            println!("{} bytes, manifest sha256 {}", built.size, built.manifest_sha256);
+        }
+        ImageCommand::Inspect(args) => {
+            let keyring = args.keyring.clone().unwrap_or_else(|| dirs.pki().join("keyring"));
+            let report = inspect::inspect(&args.iso, &keyring, dirs)?;
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                print!("{report}");
+            }
+            let failed = report.checks.iter().filter(|check| !check.ok).count();
+            if failed > 0 {
+                bail!("{}: {failed} of {} checks failed", args.iso.display(), report.checks.len());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn spec(args: &FirmwareArgs) -> anyhow::Result<FirmwareSpec> {
+    let source = match &args.source.tree {
+        Some(tree) => Source::Tree(tree.clone()),
+        None => Source::Debian { overlay: args.overlay.clone() },
+    };
+    let mut spec = FirmwareSpec::new(&args.version, source);
+    if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH") {
+        spec.source_date_epoch =
+            text.parse().with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}; expected seconds"))?;
+    }
+    if let Some(version) = &args.boot_version {
+        spec.boot_version.clone_from(version);
+    }
+    if let Some(notes) = &args.notes {
+        spec.notes = read(notes)?;
+    }
+    spec.security_epoch = args.epoch;
+    spec.revoked_below = args.revoked_below;
+    spec.upgrade_from.clone_from(&args.upgrade_from);
+    spec.product.clone_from(&args.product);
+    spec.hardware.clone_from(&args.hardware);
+    spec.news = args.news.as_deref().map(read).transpose()?;
+    spec.meta = args.meta.iter().cloned().collect();
+    spec.required_space = args.required_space;
+    spec.compress = !args.uncompressed;
+    spec.signed = !args.unsigned;
+    Ok(spec)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+}
+
+fn upgrade_rule(text: &str) -> Result<UpgradeFrom, String> {
+    let (from, min) = text.split_once(':').ok_or("expected LINE:MIN, such as 7.0:7.0.5")?;
+    Ok(UpgradeFrom { from: from.into(), min: min.into() })
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=TEXT")?;
+    Ok((key.into(), value.into()))
+}

@@ -1,0 +1,347 @@
+//! The Debian 13 tree: the root of real firmware, and the tools that make it.
+//!
+//! `ukify`, `dracut` and `mkfs.erofs` of the host may be older or missing; those of the tree fit its kernel. They run in
+//! the tree, mounted read-only in a mount namespace of their own, so that no run of a tool changes the next image.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use sha2::{Digest as _, Sha256};
+
+use crate::BuildDirs;
+use crate::tool::Tool;
+
+const SUITE: &str = "trixie";
+const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// Packages beside Debian's minimal set (`docs/formats.md`, "Building and running").
+const PACKAGES: [&str; 16] = [
+    "dbus-broker",
+    "dracut",
+    "erofs-utils",
+    "iproute2",
+    "kmod",
+    "linux-image-amd64",
+    "openssh-server",
+    "openssl",
+    "polkitd",
+    "systemd",
+    "systemd-boot-efi",
+    "systemd-cryptsetup",
+    "systemd-sysv",
+    "systemd-ukify",
+    "udev",
+    "zstd",
+];
+
+/// Nobody reads manuals on the appliance; the licences stay.
+const DPKG_OPTIONS: [&str; 5] = [
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/man/*",
+];
+
+/// Drivers of the initrd: disks, buses, networks and watchdogs of the supported hardware, and what the root needs.
+const DRIVERS: &str = "ahci dm-mod dm-verity ehci-pci erofs i40e igb ipmi_devintf ipmi_si ipmi_watchdog \
+    isofs iTCO_wdt ixgbe loop megaraid_sas mpt3sas nvme sd_mod softdog sr_mod uas usb-storage vfat virtio_blk \
+    virtio_net virtio_pci virtio_scsi xhci-pci";
+
+/// Dracut modules that the boot chain never uses.
+const OMIT: &str = "console-setup crypt fido2 hwdb i18n lunmask nvdimm overlay-root pkcs11 qemu resume \
+    systemd-cryptsetup virtfs virtiofs";
+
+/// What every root of this product has on its kernel's command line.
+const CMDLINE: &str = "rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 panic=10";
+
+/// Makes the mounts and runs a program in the tree: tree, work directory (seen as `/mnt`), program, arguments.
+const ENTER: &str = r#"
+tree=$1 work=$2
+shift 2
+mount --bind "$tree" "$tree"
+mount -o remount,bind,ro "$tree"
+mount --bind "$work" "$tree/mnt"
+mount --rbind /dev "$tree/dev"
+mount -t proc proc "$tree/proc"
+for dir in run tmp var/tmp; do mount -t tmpfs tmpfs "$tree/$dir"; done
+exec chroot "$tree" "$@"
+"#;
+
+/// What identifies the running machine or one run of a tool, and what the kernel image in the UKI makes superfluous.
+/// Of directories the content goes, the directory stays.
+const NOT_SHIPPED: [&str; 16] = [
+    "boot",
+    "mnt",
+    "run",
+    "tmp",
+    "var/cache",
+    "var/lib/apt/lists",
+    "var/lib/dbus/machine-id",
+    "var/log",
+    "var/tmp",
+    "etc/hostname",
+    "etc/resolv.conf",
+    "etc/.pwd.lock",
+    "vmlinuz",
+    "vmlinuz.old",
+    "initrd.img",
+    "initrd.img.old",
+];
+
+/// The tree at `<build>/debian13`, made by `mmdebstrap` when there is none for this list of packages (about two minutes).
+/// It is not to be written to.
+pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
+    let _lock = dirs.lock("debian13")?;
+    let (tree, key_file) = (dirs.base().join("debian13"), dirs.base().join("debian13.key"));
+    let key = key(&[&[SUITE, MIRROR], PACKAGES.as_slice(), DPKG_OPTIONS.as_slice()].concat());
+    if tree.is_dir() && fs::read_to_string(&key_file).is_ok_and(|found| found == key) {
+        return Ok(tree);
+    }
+    need_root("A Debian tree")?;
+    eprintln!("image: making {} (Debian {SUITE}, {} packages named)", tree.display(), PACKAGES.len());
+    let new = dirs.base().join("debian13.new");
+    for old in [&new, &tree] {
+        if old.exists() {
+            fs::remove_dir_all(old).with_context(|| format!("{} cannot be removed", old.display()))?;
+        }
+    }
+    Tool::new("mmdebstrap", "mmdebstrap")
+        .inherit_env()
+        // The kernel package would make an initrd that nobody uses.
+        .env("INITRD", "No")
+        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .deadline(Duration::from_secs(1800))
+        .args(["--mode=root", "--variant=minbase", "--quiet"])
+        .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(SUITE)
+        .arg(&new)
+        .arg(MIRROR)
+        .run()
+        .context("the Debian tree could not be made")?;
+    fs::rename(&new, &tree)?;
+    fs::write(&key_file, key)?;
+    Ok(tree)
+}
+
+/// `program` of the tree, to be run in it. It sees `work` as `/mnt`, where alone it can write to stay.
+pub(crate) fn tool(tree: &Path, work: &Path, program: &str) -> anyhow::Result<Tool> {
+    need_root(program)?;
+    Ok(Tool::new("unshare", "util-linux")
+        .args(["--mount", "--propagation", "private", "sh", "-euc", ENTER, "sh"])
+        .arg(tree)
+        .arg(work)
+        .arg(program))
+}
+
+fn need_root(what: &str) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "{what} needs root, for owners, mounts and a chroot: run it as root (sudo), or build from a tree (--tree)"
+        );
+    }
+    Ok(())
+}
+
+/// Lays out the root of one firmware in `root`: hard links of the tree, without what is not shipped, with its version in
+/// `/usr/lib/sps/version` and the files of `overlay`.
+pub(crate) fn lay_out(tree: &Path, root: &Path, version: &str, overlay: Option<&Path>) -> anyhow::Result<()> {
+    Tool::new("cp", "coreutils")
+        .args(["--archive", "--link", "--no-target-directory"])
+        .arg(tree)
+        .arg(root)
+        .run()?;
+    // Only names are removed here: what they stood for is still linked from the tree.
+    for path in NOT_SHIPPED {
+        clear(&root.join(path))?;
+    }
+    for entry in fs::read_dir(root.join("etc/ssh"))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    remove_bytecode(&root.join("usr/lib"))?;
+    put(root, "etc/machine-id", b"")?;
+    symlink("/run/systemd/resolve/stub-resolv.conf", root.join("etc/resolv.conf"))?;
+    put(root, "usr/lib/sps/version", format!("{version}\n").as_bytes())?;
+    overlay.map_or(Ok(()), |overlay| lay_over(overlay, root))
+}
+
+/// Removes a file, or what is in a directory. Nothing there is fine.
+fn clear(path: &Path) -> anyhow::Result<()> {
+    let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };
+    if !metadata.is_dir() {
+        return fs::remove_file(path).with_context(|| format!("{} cannot be removed", path.display()));
+    }
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let result = if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        };
+        result.with_context(|| format!("{} cannot be removed", entry.path().display()))?;
+    }
+    Ok(())
+}
+
+/// Removes Python's byte code: it carries the time stamps of its sources, which the image does not.
+fn remove_bytecode(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        if entry.file_name() == "__pycache__" {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            remove_bytecode(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file of mode 0644 as a new inode: writing into the old one would change the tree that it is linked from.
+fn put(root: &Path, name: &str, content: &[u8]) -> anyhow::Result<()> {
+    let path = root.join(name);
+    if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+        fs::create_dir_all(parent)?;
+        fs::set_permissions(parent, Permissions::from_mode(0o755))?;
+    }
+    if path.symlink_metadata().is_ok() {
+        fs::remove_file(&path)?;
+    }
+    fs::write(&path, content)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+    Ok(chown(&path, Some(0), Some(0))?)
+}
+
+/// Copies the content of `from` over `to`: modes 0755 and 0644, owner root, symbolic links as such.
+fn lay_over(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(from).with_context(|| format!("overlay {} cannot be read", from.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            // A link such as /lib -> usr/lib is followed by whoever makes the overlay, not here.
+            if target.is_symlink() {
+                bail!("{}: a link in the tree; name its target in the overlay", target.display());
+            }
+            if !target.exists() {
+                fs::create_dir(&target)?;
+                fs::set_permissions(&target, Permissions::from_mode(0o755))?;
+            }
+            lay_over(&source, &target)?;
+            continue;
+        }
+        if target.symlink_metadata().is_ok() {
+            fs::remove_file(&target)?;
+        }
+        if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+        } else if kind.is_file() {
+            fs::copy(&source, &target)?;
+            let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
+            let mode = if executable { 0o755 } else { 0o644 };
+            fs::set_permissions(&target, Permissions::from_mode(mode))?;
+        } else {
+            bail!("{}: an overlay holds files, directories and links only", source.display());
+        }
+        lchown(&target, Some(0), Some(0))?;
+    }
+    Ok(())
+}
+
+/// Kernel release of the tree: the only one in `/usr/lib/modules`.
+fn kernel_release(tree: &Path) -> anyhow::Result<String> {
+    let mut releases = Vec::new();
+    for entry in fs::read_dir(tree.join("usr/lib/modules"))? {
+        releases.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    match releases.as_slice() {
+        [release] => Ok(release.clone()),
+        other => bail!("{} has kernels {other:?}; expected exactly one", tree.display()),
+    }
+}
+
+/// The initrd, made by `dracut` (20 s) and kept for this state of the tree.
+fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
+    let _lock = dirs.lock("initrd")?;
+    let release = kernel_release(tree)?;
+    let packages = fs::read_to_string(tree.join("var/lib/dpkg/status"))?;
+    let kept = dirs.base().join(format!("initrd-{}.img", &key(&[&packages, &release, DRIVERS, OMIT])[..16]));
+    if kept.is_file() {
+        return Ok(kept);
+    }
+    eprintln!("image: making {} (dracut, kernel {release})", kept.display());
+    let work = dirs.work()?;
+    tool(tree, work.path(), "dracut")?
+        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .args(["--force", "--reproducible", "--no-hostonly", "--no-hostonly-cmdline", "--zstd"])
+        .args(["--add", "systemd systemd-veritysetup", "--omit", OMIT, "--drivers", DRIVERS])
+        .args(["--kver", &release, "/mnt/initrd.img"])
+        .run()
+        .context("the initrd could not be made")?;
+    fs::rename(work.path().join("initrd.img"), &kept)?;
+    Ok(kept)
+}
+
+/// Which root a unified kernel image starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
+    /// The slot with this root hash; its hash tree lies at this offset.
+    Slot(&'a str, u64),
+    /// None: the recovery system in the initrd.
+    Recovery,
+}
+
+/// Writes a unified kernel image to `out`, a file of the directory `work`.
+pub(crate) fn write_uki(
+    dirs: &BuildDirs,
+    tree: &Path,
+    work: &Path,
+    name: &str,
+    version: &str,
+    target: Target<'_>,
+) -> anyhow::Result<()> {
+    let release = kernel_release(tree)?;
+    fs::copy(initrd(dirs, tree)?, work.join("initrd.img"))?;
+    let (cmdline, title) = match target {
+        Target::Slot(hash, offset) => (
+            format!(
+                "roothash={hash} systemd.verity_root_data=/dev/sps/root systemd.verity_root_hash=/dev/sps/root \
+                 systemd.verity_root_options=hash-offset={offset},panic-on-corruption rootfstype=erofs ro {CMDLINE}"
+            ),
+            format!("SPS {version}"),
+        ),
+        Target::Recovery => (format!("ro {CMDLINE}"), format!("SPS {version} recovery")),
+    };
+    let os_release = format!("ID=sps\nNAME=SPS\nPRETTY_NAME=\"{title}\"\nVERSION_ID=\"{version}\"\n");
+    fs::write(work.join("os-release"), os_release)?;
+    tool(tree, work, "ukify")?
+        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .args(["build", "--linux"])
+        .arg(format!("/boot/vmlinuz-{release}"))
+        .args(["--initrd", "/mnt/initrd.img", "--os-release", "@/mnt/os-release"])
+        .args(["--cmdline", &cmdline, "--uname", &release])
+        .arg(format!("--output=/mnt/{name}"))
+        .run()
+        .with_context(|| format!("{name} could not be made"))?;
+    Ok(())
+}
+
+/// Hash of a list of texts, hex.
+fn key(texts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for text in texts {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    hex::encode(hash.finalize())
+}

@@ -1,0 +1,145 @@
+//! Builds a firmware ISO.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use slotd::domain::manifest::{
+    Boot, Compatible, File, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, Root, SIGNATURE_NAME, Sha256Hex,
+};
+
+use crate::debian::{self, Target};
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, iso, root};
+
+/// A firmware ISO that was built.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The ISO: `<build>/firmware-<version>.iso` unless said otherwise.
+    pub iso: PathBuf,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest, the identity of the image.
+    pub manifest_sha256: Sha256Hex,
+}
+
+/// Builds the ISO that `spec` describes, signed by `pki`. The same specification, tree and PKI give the same bits.
+///
+/// `out`: where it goes, else [`Built::iso`]'s default. An ISO that is there is replaced, whole or not at all.
+pub fn build_firmware(
+    spec: &FirmwareSpec,
+    dirs: &BuildDirs,
+    pki: &Pki,
+    out: Option<&Path>,
+) -> anyhow::Result<Built> {
+    let stage = dirs.work()?;
+    let work = dirs.work()?;
+    let (stage_dir, work_dir) = (stage.path(), work.path());
+    for (name, text) in [("notes.md", Some(&spec.notes)), ("news.md", spec.news.as_ref())] {
+        let Some(text) = text else { continue };
+        // An empty file has no place of its own in an ISO.
+        if text.is_empty() {
+            bail!("{name} is empty; write a sentence, or leave news out");
+        }
+        fs::write(stage_dir.join(name), text)?;
+    }
+    let made = make_root(spec, dirs, stage_dir, work_dir)?;
+    let manifest = manifest(spec, stage_dir, made)?;
+    let manifest_file = stage_dir.join(MANIFEST_NAME);
+    fs::write(&manifest_file, manifest.render())?;
+    if spec.signed {
+        pki.sign(&manifest_file, spec.source_date_epoch, &stage_dir.join(SIGNATURE_NAME))?;
+    }
+    let esp = work_dir.join("esp.img");
+    if manifest.boot == Boot::Uki {
+        // What installs an appliance is the recovery system: there is no slot yet to boot from.
+        iso::write_esp(&stage_dir.join("recovery.efi"), spec.source_date_epoch, &esp)?;
+    }
+    let out =
+        out.map_or_else(|| dirs.base().join(format!("firmware-{}.iso", spec.version)), Path::to_path_buf);
+    let partial = PathBuf::from(format!("{}.partial", out.display()));
+    if partial.exists() {
+        fs::remove_file(&partial)?;
+    }
+    iso::write(stage_dir, esp.exists().then_some(esp.as_path()), spec.source_date_epoch, &partial)?;
+    fs::rename(&partial, &out).with_context(|| format!("{} cannot be written", out.display()))?;
+    let (manifest_sha256, _) = root::sha256(&manifest_file)?;
+    Ok(Built { size: out.metadata()?.len(), iso: out, manifest, manifest_sha256 })
+}
+
+/// Makes root image, hash tree, file list and, for a bootable root, the boot images, all in `stage`.
+fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -> anyhow::Result<Root> {
+    let (image, verity) = (stage.join("root.erofs"), stage.join("root.verity"));
+    let root = match &spec.source {
+        Source::Tree(tree) => {
+            if !tree.is_dir() {
+                bail!("{} is no directory", tree.display());
+            }
+            root::make_image(tree, &image, &spec.product, spec.compress)?;
+            fs::write(stage.join("files.ndjson.zst"), file_list(&image, tree)?)?;
+            root::make_verity(&image, &verity, &spec.product)?
+        }
+        Source::Debian { overlay } => {
+            let tree = debian::debian_tree(dirs)?;
+            let laid_out = work.join("root");
+            debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
+            debian::tool(&tree, work, "mkfs.erofs")?
+                .args(root::mkfs_args(&spec.product, spec.compress))
+                .args(["/mnt/root.erofs", "/mnt/root"])
+                .run()?;
+            fs::rename(work.join("root.erofs"), &image)?;
+            fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
+            let root = root::make_verity(&image, &verity, &spec.product)?;
+            let hash = root.verity.root_hash.to_string();
+            let targets = [("boot.efi", Target::Slot(&hash, root.size)), ("recovery.efi", Target::Recovery)];
+            for (name, target) in targets {
+                debian::write_uki(dirs, &tree, work, name, &spec.version, target)?;
+                fs::rename(work.join(name), stage.join(name))?;
+            }
+            root
+        }
+    };
+    Ok(root)
+}
+
+/// Describes what lies in `stage`.
+fn manifest(spec: &FirmwareSpec, stage: &Path, root: Root) -> anyhow::Result<Manifest> {
+    let mut files = Vec::new();
+    for name in PAYLOAD_ORDER.into_iter().filter(|name| *name != "root.erofs") {
+        if stage.join(name).exists() {
+            let (sha256, size) = root::sha256(&stage.join(name))?;
+            files.push(File { name: name.into(), sha256, size });
+        }
+    }
+    let date = jiff::Timestamp::from_second(i64::try_from(spec.source_date_epoch)?)?;
+    let manifest = Manifest {
+        boot: if matches!(spec.source, Source::Debian { .. }) { Boot::Uki } else { Boot::None },
+        boot_version: spec.boot_version.clone(),
+        build_date: date.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        compatible: Compatible { hardware: spec.hardware.clone(), product: spec.product.clone() },
+        config_schema: spec.config_schema,
+        files,
+        meta: spec.meta.clone(),
+        required_space: spec.required_space,
+        revoked_below: spec.revoked_below,
+        root,
+        schema: 1,
+        security_epoch: spec.security_epoch,
+        state_schema: spec.state_schema,
+        upgrade_from: spec.upgrade_from.clone(),
+        version: spec.version.clone(),
+    };
+    // What slotd would refuse is not built.
+    Manifest::parse(manifest.render().as_bytes()).context("this firmware would be refused")
+}
+
+/// `files.ndjson.zst` of `image`, which was made of `tree`.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the walk of the image, which comes by another branch, can fail"
+)]
+fn file_list(_image: &Path, _tree: &Path) -> anyhow::Result<Vec<u8>> {
+    // The zstd frame of an empty list.
+    Ok(vec![0x28, 0xb5, 0x2f, 0xfd, 0x24, 0, 1, 0, 0, 0x99, 0xe9, 0xd8, 0x51])
+}

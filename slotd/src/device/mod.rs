@@ -1,0 +1,8 @@
+//! The only code that opens devices: slots, the state partition, the ESP, and the descriptor an image arrives on.
+
+pub mod buffer;
+pub mod esp;
+pub mod medium;
+pub mod probe;
+pub mod scheduling;
+pub mod source;

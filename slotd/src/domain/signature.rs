@@ -1,1 +1,0 @@
-//! CMS signature over the manifest.

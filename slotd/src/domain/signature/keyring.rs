@@ -1,0 +1,273 @@
+//! The keyring: trusted roots and CRLs, from the running firmware (points 8 and 9).
+
+use std::fmt;
+
+use der::{Decode, Encode};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
+use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
+use x509_cert::Certificate;
+use x509_cert::crl::CertificateList;
+
+use super::{KeyringError, algorithms, name, name_content, path, unix, utc};
+
+/// Most roots, and most CRLs.
+const MAX_FILES: usize = 64;
+/// Largest root file, in bytes.
+const MAX_ROOT: usize = 64 << 10;
+/// Largest CRL file, in bytes.
+const MAX_CRL: usize = 16 << 20;
+
+/// Roots and CRLs that a signature is verified against.
+pub struct Keyring {
+    pub(super) roots: Vec<Root>,
+    /// Current and expired ones, newest first: webpki consults the first of an issuer.
+    crls: Vec<Crl>,
+    configured: bool,
+    warnings: Vec<String>,
+}
+
+/// A trusted root.
+pub(super) struct Root {
+    pub(super) file: String,
+    pub(super) certificate: Certificate,
+    pub(super) anchor: TrustAnchor<'static>,
+    /// Serial number as CRLs hold it.
+    pub(super) serial: Vec<u8>,
+}
+
+/// A certificate revocation list.
+pub(super) struct Crl {
+    pub(super) file: String,
+    /// DER of the issuer's name without its header, as webpki compares it.
+    pub(super) issuer: Vec<u8>,
+    /// Unix seconds.
+    pub(super) this_update: u64,
+    /// Unix seconds.
+    next_update: u64,
+    pub(super) list: CertRevocationList<'static>,
+    /// Issuer, for messages.
+    shown: String,
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let roots: Vec<&str> = self.roots.iter().map(|root| root.file.as_str()).collect();
+        let crls: Vec<&str> = self.crls.iter().map(|crl| crl.file.as_str()).collect();
+        f.debug_struct("Keyring").field("roots", &roots).field("crls", &crls).finish_non_exhaustive()
+    }
+}
+
+impl Root {
+    /// OpenSSL counts the very second of notAfter as out of date; so do we.
+    pub(super) fn is_valid_at(&self, now: u64) -> bool {
+        let validity = &self.certificate.tbs_certificate.validity;
+        (unix(validity.not_before)..unix(validity.not_after)).contains(&now)
+    }
+}
+
+impl Keyring {
+    /// The keyring of these files: pairs of file name (for messages) and content, one certificate or CRL each, in
+    /// PEM or DER. `now` is Unix seconds, floored as for [`Keyring::verify`].
+    ///
+    /// Refused are: no root, an unreadable file, a root twice, a certificate that is no root, roots that are all
+    /// out of date, two current CRLs of one issuer. A root that is out of date beside a good one, and a CRL
+    /// from the future, are left out with a warning.
+    pub fn parse(
+        roots: &[(String, Vec<u8>)],
+        crls: &[(String, Vec<u8>)],
+        now: u64,
+    ) -> Result<Self, KeyringError> {
+        if roots.is_empty() {
+            return Err(KeyringError::Empty);
+        }
+        for (what, found) in [("root files", roots.len()), ("CRL files", crls.len())] {
+            limit(what, found, MAX_FILES)?;
+        }
+        let mut warnings = Vec::new();
+        Ok(Self {
+            roots: parse_roots(roots, now, &mut warnings)?,
+            crls: parse_crls(crls, now, &mut warnings)?,
+            configured: !crls.is_empty(),
+            warnings,
+        })
+    }
+
+    /// What an operator should know about the files.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether a CRL is configured. Without one revocation is not checked; with one, a certificate whose
+    /// revocation state is unknown is refused.
+    pub fn checks_revocation(&self) -> bool {
+        self.configured
+    }
+
+    /// The CRLs, if revocation is checked.
+    pub(super) fn crls(&self) -> Option<&[Crl]> {
+        self.configured.then_some(self.crls.as_slice())
+    }
+}
+
+fn limit(what: &str, found: usize, limit: usize) -> Result<(), KeyringError> {
+    if found > limit {
+        return Err(KeyringError::TooMuch { what: what.into(), found, limit });
+    }
+    Ok(())
+}
+
+/// Point 9.
+fn parse_roots(
+    files: &[(String, Vec<u8>)],
+    now: u64,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Root>, KeyringError> {
+    let mut roots: Vec<Root> = Vec::new();
+    for (file, bytes) in files {
+        limit(file, bytes.len(), MAX_ROOT)?;
+        let root = parse_root(file, bytes)?;
+        if let Some(first) = roots.iter().find(|r| r.certificate == root.certificate) {
+            return Err(KeyringError::Duplicate { first: first.file.clone(), second: file.clone() });
+        }
+        roots.push(root);
+    }
+    let (valid, stale): (Vec<Root>, Vec<Root>) = roots.into_iter().partition(|root| root.is_valid_at(now));
+    let stale: Vec<&Root> = stale.iter().collect();
+    if valid.is_empty() {
+        return Err(KeyringError::OutOfDate { now: utc(now), roots: path::describe(&stale) });
+    }
+    for root in stale {
+        let shown = path::describe(&[root]);
+        warnings.push(format!(
+            "root {shown} is not valid at {} and is not used; set the clock, or remove it",
+            utc(now)
+        ));
+    }
+    for root in &valid {
+        let key = &root.certificate.tbs_certificate.subject_public_key_info;
+        if let Ok(Some(bits)) = algorithms::check_key(key) {
+            warnings.push(format!("root {}: RSA key of {bits} bits; 3072 are recommended", root.file));
+        }
+    }
+    Ok(valid)
+}
+
+fn parse_root(file: &str, bytes: &[u8]) -> Result<Root, KeyringError> {
+    const KIND: &str = "certificate";
+    let encoded: CertificateDer<'static> = one(file, bytes, KIND)?;
+    let not_der = |source| KeyringError::NotDer { file: file.into(), expected: KIND, source };
+    let certificate = Certificate::from_der(&encoded).map_err(not_der)?;
+    if certificate.to_der().map_err(not_der)? != encoded.as_ref() {
+        let found = "a certificate that is not strict DER".into();
+        return Err(KeyringError::Unreadable { file: file.into(), found, expected: KIND });
+    }
+    let unsupported = |source| KeyringError::Unsupported { file: file.into(), expected: KIND, source };
+    // As an end entity, because for an anchor webpki ignores unknown critical extensions.
+    let entity = EndEntityCert::try_from(&encoded).map_err(unsupported)?;
+    let anchor = webpki::anchor_from_trusted_cert(&encoded).map_err(unsupported)?.to_owned();
+    let tbs = &certificate.tbs_certificate;
+    let check = || -> Result<(), path::Fault> {
+        path::check_issuer(&certificate)?;
+        if tbs.subject != tbs.issuer || !path::names_issuer(&certificate, &certificate) {
+            return Err(("issuer", name(&tbs.issuer), "itself: a root is self-signed"));
+        }
+        let signed = tbs.to_der().unwrap_or_default();
+        let signature = certificate.signature.raw_bytes();
+        if !algorithms::verify_self_signed(&entity, &certificate.signature_algorithm, &signed, signature) {
+            let expected = "one by its own key with an algorithm of the profile";
+            return Err(("signature", "one that does not verify".into(), expected));
+        }
+        Ok(())
+    };
+    check().map_err(|(part, found, expected)| KeyringError::Root {
+        file: file.into(),
+        subject: name(&tbs.subject),
+        part,
+        found,
+        expected,
+    })?;
+    let serial = entity.serial().to_vec();
+    Ok(Root { file: file.into(), anchor, serial, certificate })
+}
+
+/// Point 8.
+fn parse_crls(
+    files: &[(String, Vec<u8>)],
+    now: u64,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Crl>, KeyringError> {
+    let mut crls = Vec::new();
+    for (file, bytes) in files {
+        limit(file, bytes.len(), MAX_CRL)?;
+        let crl = parse_crl(file, bytes)?;
+        let (issuer, from, until) = (&crl.shown, utc(crl.this_update), utc(crl.next_update));
+        if crl.this_update > now {
+            warnings.push(format!("CRL {file} of {issuer} is from the future ({from}) and is not used"));
+            continue;
+        }
+        if crl.next_update <= now {
+            warnings.push(format!("CRL {file} of {issuer} expired at {until}; install the next one"));
+        }
+        crls.push(crl);
+    }
+    crls.sort_by_key(|crl| std::cmp::Reverse(crl.this_update));
+    let current: Vec<&Crl> = crls.iter().filter(|crl| crl.next_update > now).collect();
+    for (i, crl) in current.iter().enumerate() {
+        if let Some(newer) = current.iter().take(i).find(|newer| newer.issuer == crl.issuer) {
+            return Err(KeyringError::TwoCrls {
+                first: newer.file.clone(),
+                second: crl.file.clone(),
+                issuer: crl.shown.clone(),
+            });
+        }
+    }
+    Ok(crls)
+}
+
+fn parse_crl(file: &str, bytes: &[u8]) -> Result<Crl, KeyringError> {
+    const KIND: &str = "CRL";
+    let encoded: CertificateRevocationListDer<'static> = one(file, bytes, KIND)?;
+    let unreadable =
+        |found: &str| KeyringError::Unreadable { file: file.into(), found: found.into(), expected: KIND };
+    let list = CertificateList::from_der(&encoded).map_err(|source| KeyringError::NotDer {
+        file: file.into(),
+        expected: KIND,
+        source,
+    })?;
+    let tbs = &list.tbs_cert_list;
+    let next_update = tbs.next_update.ok_or_else(|| unreadable("a CRL without nextUpdate"))?;
+    let parsed = OwnedCertRevocationList::from_der(&encoded).map_err(|source| KeyringError::Unsupported {
+        file: file.into(),
+        expected: KIND,
+        source,
+    })?;
+    Ok(Crl {
+        file: file.into(),
+        issuer: name_content(&tbs.issuer),
+        this_update: unix(tbs.this_update),
+        next_update: unix(next_update),
+        shown: name(&tbs.issuer),
+        list: parsed.into(),
+    })
+}
+
+/// The one item of a file: DER, or one PEM section of the kind of `T`.
+fn one<T: PemObject + From<Vec<u8>>>(
+    file: &str,
+    bytes: &[u8],
+    expected: &'static str,
+) -> Result<T, KeyringError> {
+    if bytes.first() == Some(&0x30) {
+        return Ok(bytes.to_vec().into());
+    }
+    let unreadable = |found: String| KeyringError::Unreadable { file: file.into(), found, expected };
+    let mut items = T::pem_slice_iter(bytes)
+        .collect::<Result<Vec<T>, _>>()
+        .map_err(|error| unreadable(format!("PEM with an error ({error})")))?;
+    match (items.pop(), items.len()) {
+        (Some(item), 0) => Ok(item),
+        (None, _) => Err(unreadable("none".into())),
+        (Some(_), more) => Err(unreadable(format!("{}", more.saturating_add(1)))),
+    }
+}

@@ -1,0 +1,243 @@
+//! The slots of this appliance and everything that may be done with them.
+//!
+//! Reading never waits: what the properties show is kept in memory and replaced after each change. Everything that
+//! touches a device blocks and belongs on a thread of its own.
+
+mod assembly;
+mod blocks;
+mod boot_image;
+mod change;
+mod error;
+mod inspect;
+mod install;
+mod owners;
+mod parts;
+mod reserve;
+mod scan;
+mod state_store;
+mod types;
+mod verify;
+mod view;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use sps_base::error::ErrorKind;
+use sps_base::slot::SlotId;
+
+pub use assembly::{Assembly, Environment, SlotMedium};
+pub use reserve::Reservation;
+pub use types::{
+    Failure, InstallReport, InstallRequest, Progress, SlotView, SlotWord, Summary, VerifyMode, VerifyReport,
+};
+
+use crate::device::esp::Esp;
+use crate::device::medium::Medium;
+use crate::domain::layout::Part;
+use crate::domain::plan;
+use crate::domain::signature::Keyring;
+use crate::domain::slot_state::Content;
+use crate::domain::state::{Action, Intent, State};
+use change::Change;
+use error::StoreError;
+use inspect::Known;
+use state_store::{Health, StateStore};
+
+/// The slots.
+#[derive(Debug)]
+pub struct Store {
+    product: String,
+    hardware: String,
+    stall: Duration,
+    read_back: bool,
+    now: fn() -> u64,
+    /// Root hash on the kernel's command line.
+    booted_hash: Option<String>,
+    keyring: Result<Keyring, String>,
+    slots: Vec<Slot>,
+    esp: Result<Arc<dyn Esp>, String>,
+    state: StateStore,
+    /// What is known of each slot, in the order of `slots`.
+    known: RwLock<Vec<Arc<Known>>>,
+    busy: Arc<Mutex<BTreeSet<SlotId>>>,
+    /// Held while something is being written to a slot.
+    writer: Arc<Mutex<bool>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: SlotId,
+    label: String,
+    medium: Result<Arc<dyn Medium>, String>,
+}
+
+impl Store {
+    /// The upgrade notes of a slot's firmware.
+    pub fn notes(&self, slot: SlotId) -> Result<String, Failure> {
+        self.text(slot, Part::Notes)
+    }
+
+    /// The upgrade news of a slot's firmware; empty when it has none.
+    pub fn news(&self, slot: SlotId) -> Result<String, Failure> {
+        self.text(slot, Part::News)
+    }
+
+    fn text(&self, id: SlotId, part: Part) -> Result<String, Failure> {
+        let (slot, known) = self.filled(id)?;
+        let Some(installed) = &known.installed else { return Err(Self::empty(id)) };
+        let (Some(file), Some(place)) = (installed.manifest.file(part.name()), installed.layout.get(part))
+        else {
+            return Ok(String::new());
+        };
+        let bytes = parts::read(slot.medium()?, part, file, place)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Empties a slot.
+    pub fn delete(&self, id: SlotId) -> Result<(), Failure> {
+        let (index, known) = self.find(id)?;
+        if id == SlotId::RECOVERY {
+            return Err(Failure::new(ErrorKind::InvalidArgument, "the recovery image cannot be deleted"));
+        }
+        self.refuse_in_use(id)?;
+        if known.content == Content::Empty {
+            return Err(Self::empty(id));
+        }
+        let _reservation = self.reserve_for_writing(id)?;
+        let slot = self.slot(index)?;
+        let intent = Intent {
+            slot: id,
+            action: Action::Delete,
+            manifest: known.installed.as_ref().map_or_else(Default::default, |i| i.manifest_sha256()),
+            transaction: String::new(),
+            sequence: 0,
+            source: Vec::new(),
+            unknown: std::collections::BTreeMap::default(),
+        };
+        let mut change = Change::new(self, slot)?.intent(intent);
+        let done = change.carry_out(&plan::DELETE);
+        self.refresh(index);
+        Ok(done?)
+    }
+
+    /// Health and text of the durable state.
+    pub fn state(&self) -> (String, String) {
+        let published = self.state.get();
+        let health = match &published.health {
+            Health::Valid => "valid".into(),
+            Health::Lost(why) => format!("lost: {why}"),
+        };
+        (health, String::from_utf8_lossy(&published.state.render()).into_owned())
+    }
+
+    /// Writes a fresh state. The epoch floor becomes that of the running firmware or, when none runs, the highest
+    /// among the verified slots; the time floor likewise. An install that was cut is forgotten: its slot is empty.
+    pub fn reset_state(&self, _reason: &str) -> Result<(), Failure> {
+        let _writer = self.lock_writer()?;
+        let (epoch_floor, time_floor) = self.floors();
+        self.state.reset(State { epoch_floor, time_floor, ..State::default() })?;
+        for index in 0..self.slots.len() {
+            self.refresh(index);
+        }
+        Ok(())
+    }
+
+    /// Carries out what an interruption left to do, slot by slot. What fails shows in the slot's state.
+    fn settle(&self) {
+        for index in 0..self.slots.len() {
+            self.settle_slot(index);
+            self.refresh(index);
+        }
+    }
+
+    fn settle_slot(&self, index: usize) {
+        let Some(slot) = self.slots.get(index) else { return };
+        let known = self.inspect(slot);
+        if known.remaining.is_empty() {
+            return;
+        }
+        if let Ok(mut change) = Change::new(self, slot) {
+            change = change.intent_of(self.intent_of(slot.id));
+            if let Some(installed) = known.installed {
+                change = change.installed(installed);
+            }
+            // A step that fails leaves evidence, which the next inspection judges and shows.
+            let _ = change.carry_out(known.remaining);
+        }
+    }
+
+    /// The highest sequence number that a trailer or an intent carries.
+    fn newest_sequence(&self) -> u64 {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let installed = known.iter().filter_map(|known| known.installed.as_ref()).map(|i| i.sequence).max();
+        let intent = self.state.get().state.intent.as_ref().map(|intent| intent.sequence);
+        installed.max(intent).unwrap_or(0)
+    }
+
+    fn intent_of(&self, slot: SlotId) -> Option<Intent> {
+        self.state.get().state.intent.clone().filter(|intent| intent.slot == slot)
+    }
+
+    fn known(&self, index: usize) -> Option<Arc<Known>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(index).cloned()
+    }
+
+    fn slot(&self, index: usize) -> Result<&Slot, Failure> {
+        self.slots.get(index).ok_or_else(|| Failure::new(ErrorKind::InvalidArgument, "no such slot"))
+    }
+
+    /// Index and knowledge of a firmware slot.
+    fn find(&self, id: SlotId) -> Result<(usize, Arc<Known>), Failure> {
+        let index = self.slots.iter().position(|slot| slot.id == id);
+        let found = index.and_then(|index| Some((index, self.known(index)?)));
+        found.ok_or_else(|| {
+            let ids: Vec<String> = self.slots.iter().map(|slot| slot.id.to_string()).collect();
+            let message = match id {
+                SlotId::RECOVERY => {
+                    "slot 0 is the recovery image, which this version does not manage yet".into()
+                }
+                id => format!("there is no slot {id}; this appliance has {}", ids.join(", ")),
+            };
+            Failure::new(ErrorKind::InvalidArgument, message)
+        })
+    }
+
+    /// A slot that holds a firmware whose parts can be read.
+    fn filled(&self, id: SlotId) -> Result<(&Slot, Arc<Known>), Failure> {
+        let (index, known) = self.find(id)?;
+        match &known.content {
+            Content::Empty | Content::Writing => Err(Self::empty(id)),
+            Content::Bad { reason, .. } if known.installed.is_none() => {
+                Err(Failure::new(ErrorKind::SlotBad, format!("slot {id} cannot be read: {reason}")))
+            }
+            Content::Verified | Content::Bad { .. } => Ok((self.slot(index)?, known)),
+        }
+    }
+
+    fn empty(id: SlotId) -> Failure {
+        Failure::new(ErrorKind::SlotEmpty, format!("slot {id} holds no firmware"))
+    }
+
+    /// Looks at a slot again and shows the result.
+    fn refresh(&self, index: usize) {
+        let Some(slot) = self.slots.get(index) else { return };
+        self.show(index, self.inspect(slot));
+    }
+
+    fn show(&self, index: usize, known: Known) {
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = all.get_mut(index) {
+            *place = Arc::new(known);
+        }
+    }
+}
+
+impl Slot {
+    fn medium(&self) -> Result<&dyn Medium, StoreError> {
+        match &self.medium {
+            Ok(medium) => Ok(&**medium),
+            Err(why) => Err(StoreError::refused(ErrorKind::Device, why.clone())),
+        }
+    }
+}

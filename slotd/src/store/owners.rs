@@ -1,0 +1,164 @@
+//! What owns a bad block: a file, a directory, the inode table, a level of the tree, another part, or padding.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use super::blocks::to_usize;
+use super::inspect::Installed;
+use crate::device::medium::Medium;
+use crate::domain::file_list::{Entry, Kind};
+use crate::domain::layout::{Extent, Part, padded};
+use crate::domain::manifest::BLOCK;
+use crate::domain::verity::Geometry;
+
+/// Names that are listed at most.
+const MAX_OWNERS: usize = 1024;
+/// Longest line of the file list that is read, in bytes: a file of 64 GiB in 4 KiB extents would need more, but such
+/// a file is not built.
+const MAX_LINE: u64 = 4 << 20;
+
+/// The owners of these runs of blocks (first, count; counted from the start of the slot).
+pub(super) fn of(medium: &dyn Medium, installed: &Installed, runs: &[(u64, u64)]) -> Vec<String> {
+    if runs.is_empty() {
+        return Vec::new();
+    }
+    let mut owners = Vec::new();
+    let root: Vec<Extent> = runs
+        .iter()
+        .map(|(first, count)| Extent { offset: first * BLOCK, size: count * BLOCK })
+        .filter(|run| run.offset < installed.manifest.root.size)
+        .collect();
+    if !root.is_empty() {
+        match of_root(medium, installed, &root) {
+            Ok(found) => owners.extend(found),
+            Err(e) => owners.push(format!("root.erofs (the file list cannot be read: {e})")),
+        }
+    }
+    for (first, count) in runs {
+        owners.extend(of_parts(installed, *first, *count));
+    }
+    owners.dedup();
+    owners.truncate(MAX_OWNERS);
+    owners
+}
+
+/// Owners outside the root image.
+fn of_parts(installed: &Installed, first: u64, count: u64) -> Vec<String> {
+    let run = Extent { offset: first * BLOCK, size: count * BLOCK };
+    let touches = |place: Extent| run.offset < place.offset + padded(place.size) && place.offset < run.end();
+    let mut owners = Vec::new();
+    for (part, place) in
+        installed.layout.parts().iter().filter(|(part, place)| *part != Part::Root && touches(*place))
+    {
+        if *part != Part::Verity {
+            owners.push(part.name().to_owned());
+            continue;
+        }
+        let geometry = Geometry::new(installed.manifest.root.size / BLOCK);
+        let from = first.saturating_sub(place.offset / BLOCK);
+        for block in (from..from.saturating_add(count)).take(MAX_OWNERS) {
+            owners.push(match geometry.locate(block) {
+                None => "verity superblock".to_owned(),
+                Some((level, _)) => format!("tree level {level}"),
+            });
+        }
+        owners.dedup();
+    }
+    owners
+}
+
+/// Owners inside the root image, from the signed file list.
+fn of_root(medium: &dyn Medium, installed: &Installed, runs: &[Extent]) -> io::Result<Vec<String>> {
+    let missing = || io::Error::other("it is missing");
+    let place = installed.layout.get(Part::FileList).ok_or_else(missing)?;
+    let file = installed.manifest.file(Part::FileList.name()).ok_or_else(missing)?;
+    super::parts::prove(medium, Part::FileList, file, place).map_err(|e| io::Error::other(e.to_string()))?;
+    let packed = PartReader { medium, place, at: 0 };
+    let unpacked =
+        ruzstd::decoding::StreamingDecoder::new(packed).map_err(|e| io::Error::other(e.to_string()))?;
+    let mut lines = BufReader::new(unpacked);
+    let mut found = Found { runs, owned: vec![0; runs.len()], names: Vec::new(), inodes: false };
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if lines.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(found.finish());
+        }
+        found.look_at(&serde_json::from_str(&line)?);
+    }
+}
+
+struct Found<'a> {
+    runs: &'a [Extent],
+    /// Bytes of each run that somebody owns.
+    owned: Vec<u64>,
+    names: Vec<String>,
+    inodes: bool,
+}
+
+impl Found<'_> {
+    fn look_at(&mut self, entry: &Entry) {
+        let kind = match entry.kind {
+            Kind::Dir => "directory",
+            Kind::File => "file",
+            Kind::Symlink => "symbolic link",
+            Kind::Char | Kind::Block => "device node",
+            Kind::Fifo | Kind::Socket => "special file",
+        };
+        let mut owns = false;
+        for (offset, size) in &entry.extents {
+            owns |= self.claim(Extent { offset: *offset, size: *size });
+        }
+        let inode = self.claim(Extent { offset: entry.at.0, size: entry.at.1 });
+        self.inodes |= inode;
+        if (owns || inode) && self.names.len() < MAX_OWNERS {
+            let what = if owns { String::new() } else { "inode of ".to_owned() };
+            self.names.push(format!("{what}{kind} {}", entry.path));
+        }
+    }
+
+    /// Whether `extent` shares a block with a bad run.
+    fn claim(&mut self, extent: Extent) -> bool {
+        let mut any = false;
+        for (run, owned) in self.runs.iter().zip(&mut self.owned) {
+            let start = run.offset.max(extent.offset);
+            let end = run.end().min(extent.end());
+            if start < end {
+                *owned = owned.saturating_add(end - start);
+                any = true;
+            }
+        }
+        any
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        if self.runs.iter().any(|run| run.offset == 0) {
+            self.names.insert(0, "superblock".into());
+        }
+        if self.inodes {
+            self.names.push("inode table".into());
+        }
+        if self.runs.iter().zip(&self.owned).any(|(run, owned)| *owned == 0 && run.offset > 0) {
+            self.names.push("padding".into());
+        }
+        self.names
+    }
+}
+
+/// Reads a part of a slot from front to back.
+struct PartReader<'a> {
+    medium: &'a dyn Medium,
+    place: Extent,
+    at: u64,
+}
+
+impl Read for PartReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = buf.len().min(to_usize(self.place.size - self.at));
+        let Some(target) = buf.get_mut(..len) else { return Ok(0) };
+        self.medium
+            .read_at(self.place.offset + self.at, target)
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        self.at += len as u64;
+        Ok(len)
+    }
+}
