@@ -1,6 +1,7 @@
 //! Starting other programs, always in the workspace's root.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -57,8 +58,10 @@ where
     String::from_utf8(output.stdout).with_context(|| format!("{} printed no UTF-8", shown(&command)))
 }
 
-/// The command as one would type it.
+/// The command as one would type it, without the program's directory.
 pub(crate) fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program());
+    let program = program.file_name().unwrap_or(program.as_os_str());
+    let words = std::iter::once(program).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }

@@ -1,5 +1,7 @@
 //! The only code that opens devices: slots, the state partition, the ESP, and the descriptor an image arrives on.
 
+#![expect(clippy::disallowed_methods, reason = "device writes slots, the state and the ESP")]
+
 pub mod buffer;
 pub mod esp;
 pub mod medium;
