@@ -1,1 +1,3 @@
 //! Builds and inspects firmware ISOs.
+
+pub mod erofs;
