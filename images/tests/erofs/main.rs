@@ -1,5 +1,5 @@
 //! The EROFS reader against images of `mkfs.erofs` and what `dump.erofs` says of them.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod tools;
 mod tree;
@@ -21,6 +21,8 @@ use sps_images::erofs::{self, ErofsError, PACKED, SHARED_XATTRS, SUPERBLOCK, esc
 use tools::Tools;
 
 const BLOCK: u64 = 4096;
+/// Inodes start at multiples of this.
+const SLOT: u64 = 32;
 
 /// Paths of the source tree without the leading slash, the root as the empty one.
 fn paths(tree: &Path) -> Vec<Vec<u8>> {
@@ -105,14 +107,16 @@ fn compare_with_tree(tree: &Path, paths: &[Vec<u8>], entries: &[Entry]) {
     assert_eq!(numbers.len(), inodes.len(), "different files, different inodes");
 }
 
-/// Every byte of the image that is not zero has an owner, and inodes do not overlap.
+/// Every byte of the image that is not zero has an owner, and inodes do not overlap. What is left of an inode's
+/// last slot may be anything: mkfs.erofs 1.8 leaves old buffers there.
 fn compare_with_bytes(image: &Path, entries: &[Entry]) {
     let bytes = fs::read(image).unwrap();
     let mut owned = vec![false; bytes.len()];
     let mut inodes = BTreeMap::new();
     for entry in entries {
         inodes.insert(entry.at.0, entry.at.1);
-        for (at, len) in entry.extents.iter().chain([&entry.at]) {
+        let slots = (entry.at.0, entry.at.1.next_multiple_of(SLOT));
+        for (at, len) in entry.extents.iter().chain([&slots]) {
             let (at, len) = (usize::try_from(*at).unwrap(), usize::try_from(*len).unwrap());
             owned[at..at + len].fill(true);
         }
@@ -132,6 +136,10 @@ fn expected_extents(dump: &tools::Dump, at: (u64, u64)) -> (Vec<(u64, u64)>, boo
             fragment = true;
             continue;
         }
+        // A hole is shown at the superblock.
+        if *physical == 0 {
+            continue;
+        }
         if *physical >= at.0 && physical + len <= at.0 + at.1 {
             assert_eq!(physical + len, at.0 + at.1, "an inline tail ends the inode");
             continue;
@@ -140,7 +148,7 @@ fn expected_extents(dump: &tools::Dump, at: (u64, u64)) -> (Vec<(u64, u64)>, boo
         let len = len.next_multiple_of(BLOCK);
         match extents.last_mut() {
             Some(last) if last.0 + last.1 == *physical => last.1 += len,
-            Some(last) if *last == (*physical, len) => {}
+            Some(last) if *physical >= last.0 && physical + len <= last.0 + last.1 => {}
             _ => extents.push((*physical, len)),
         }
     }
@@ -151,7 +159,7 @@ fn compare_with_dump(tools: &Tools, image: &Path, paths: &[Vec<u8>], entries: &[
     let listed = in_tree(entries);
     let mut seen = 0;
     for (index, path) in paths.iter().enumerate() {
-        if path.starts_with(b"many/") && index % 60 != 0 {
+        if path.starts_with(b"many/") && index % 300 != 0 {
             continue;
         }
         let name = format!("/{}", escape(path));
@@ -159,14 +167,14 @@ fn compare_with_dump(tools: &Tools, image: &Path, paths: &[Vec<u8>], entries: &[
         let dump = tools.by_path(image, path);
         let found = (entry.inode, entry.size, entry.mode & 0o777, entry.uid, entry.gid);
         assert_eq!(found, (dump.nid, dump.size, dump.mode & 0o777, dump.uid, dump.gid), "{name}");
-        assert_eq!(entry.at.0, 32 * dump.nid, "{name}: metadata starts at block 0");
+        assert_eq!(entry.at.0, SLOT * dump.nid, "{name}: metadata starts at block 0");
         assert!(entry.at.1 >= dump.inode, "{name}: {} bytes of inode, {dump:?}", entry.at.1);
         let (extents, fragment) = expected_extents(&dump, entry.at);
         if fragment {
             assert!(entry.extents.starts_with(&extents) || extents.is_empty(), "{name}: {dump:?} {entry:?}");
             assert!(entry.extents.len() >= extents.len().max(1), "{name} {entry:?}");
         } else {
-            assert_eq!(entry.extents, extents, "{name}: {dump:?}");
+            assert_eq!(entry.extents, extents, "{name}");
         }
         seen += 1;
     }
@@ -190,17 +198,18 @@ fn check(tools: &Tools, tree: &Path, options: &[&str]) -> (PathBuf, Vec<Entry>) 
     (image, entries)
 }
 
-fn host_tree() -> (Tools, PathBuf) {
+/// The tree in a new place; mkfs.erofs 1.5 fails with names of 255 bytes.
+fn host_tree(longest: usize) -> (Tools, PathBuf) {
     let tools = Tools::host();
     let tree = tools.path("tree");
     fs::create_dir(&tree).unwrap();
-    tree::make(&tree, tools::is_root());
+    tree::make(&tree, tools::is_root(), longest);
     (tools, tree)
 }
 
 #[test]
 fn lists_what_this_systems_mkfs_makes() {
-    let (tools, tree) = host_tree();
+    let (tools, tree) = host_tree(254);
     for options in [
         &["-T0"][..],
         &["-zlz4hc,12", "-C65536", "-T0"],
@@ -222,7 +231,7 @@ fn lists_what_this_systems_mkfs_makes() {
 /// The same tree within the Debian tree, for the tools that run there.
 fn debian_tree() -> Option<(Tools, PathBuf)> {
     let tools = Tools::debian()?;
-    let (_host, source) = host_tree();
+    let (_host, source) = host_tree(255);
     let tree = tools.path("tree");
     let copied = Command::new("cp").arg("-a").arg(&source).arg(&tree).status().unwrap();
     assert!(copied.success());
@@ -234,8 +243,8 @@ fn lists_what_debian_13s_mkfs_makes() {
     let Some((tools, tree)) = debian_tree() else { return };
     for options in [
         &["-T0"][..],
-        &["-zlz4hc,level=12", "-C65536", "-Efragments,dedupe,ztailpacking", "-T0"],
-        &["-zlz4", "-Ededupe"],
+        &["-zlz4hc", "-C65536", "-Efragments,dedupe,ztailpacking", "-T0"],
+        &["-zlz4", "-C65536", "-Ededupe"],
         &["-zlz4", "-Eztailpacking", "-C16384", "-T0"],
         &["-zlz4", "-Efragments", "-Elegacy-compress"],
         &["-zzstd,level=3", "-C65536", "-Efragments", "-T0"],
@@ -261,7 +270,9 @@ fn only_listed_bytes_matter(tools: &Tools, tree: &Path, image: &Path, entries: &
         let mut bytes = original.clone();
         let range = |(at, len): (u64, u64)| usize::try_from(at).unwrap()..usize::try_from(at + len).unwrap();
         extents.for_each(|extent| bytes[range(extent)].fill(0xa5));
-        keep.iter().for_each(|extent| bytes[range(*extent)].copy_from_slice(&original[range(*extent)]));
+        for extent in keep {
+            bytes[range(*extent)].copy_from_slice(&original[range(*extent)]);
+        }
         fs::write(&wiped, bytes).unwrap();
     };
     for path in [
@@ -276,7 +287,6 @@ fn only_listed_bytes_matter(tools: &Tools, tree: &Path, image: &Path, entries: &
         let content = fs::read(tree.join(path)).unwrap();
         let entry = listed[format!("/{path}").as_str()];
         let files = entries.iter().filter(|entry| entry.kind == Kind::File && entry.path != SHARED_XATTRS);
-        // The packed inode's inline tail is one of the extents that the files list.
         let packed = entries.iter().find(|entry| entry.path == PACKED).unwrap();
         let metadata = [&entry.extents[..], &[(packed.at.0, 64)]].concat();
         wipe(&mut files.flat_map(|entry| entry.extents.clone()), &metadata);
@@ -284,7 +294,7 @@ fn only_listed_bytes_matter(tools: &Tools, tree: &Path, image: &Path, entries: &
             tools.cat(&wiped, path.as_bytes()).as_ref() == Some(&content),
             "{path} needs more than {entry:?}"
         );
-        for extent in &entry.extents {
+        for extent in entry.extents.iter().take(3) {
             wipe(&mut [*extent].into_iter(), &[]);
             assert!(
                 tools.cat(&wiped, path.as_bytes()).as_ref() != Some(&content),
@@ -296,7 +306,7 @@ fn only_listed_bytes_matter(tools: &Tools, tree: &Path, image: &Path, entries: &
 
 #[test]
 fn list_is_rendered_and_compressed_reproducibly() {
-    let (tools, tree) = host_tree();
+    let (tools, tree) = host_tree(254);
     let image = tools.mkfs(&["-zlz4hc", "-T0"], "image", &tree);
     let entries = walk(&tree, &image);
     let list = erofs::render(&entries).unwrap();
@@ -351,7 +361,11 @@ fn damage_is_told_and_neither_panics_nor_loops() {
         })
         .collect();
     let refused = RefCell::new(0);
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(4000));
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 3000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
     let flips = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
     let case = (0..images.len(), flips);
     let result = runner.run(&case, |(which, flips)| {

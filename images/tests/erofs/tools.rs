@@ -11,32 +11,32 @@ use tempfile::TempDir;
 
 /// What `dump.erofs -e` says of one file.
 #[derive(Debug, Default)]
-pub struct Dump {
-    pub nid: u64,
-    pub size: u64,
+pub(crate) struct Dump {
+    pub(crate) nid: u64,
+    pub(crate) size: u64,
     /// Bytes of the inode and its attributes.
-    pub inode: u64,
-    pub uid: u32,
-    pub gid: u32,
-    pub mode: u32,
+    pub(crate) inode: u64,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
     /// Content length, physical offset and length.
-    pub extents: Vec<(u64, u64, u64)>,
+    pub(crate) extents: Vec<(u64, u64, u64)>,
 }
 
 /// A place to work in, and the tools that are there.
-pub struct Tools {
+pub(crate) struct Tools {
     root: Option<PathBuf>,
     dir: TempDir,
 }
 
 impl Tools {
     /// Those of this system.
-    pub fn host() -> Self {
+    pub(crate) fn host() -> Self {
         Self { root: None, dir: TempDir::new().unwrap() }
     }
 
     /// Those of the Debian tree of `SPS_DEBIAN_TREE`, run with `chroot`; says why when there is none.
-    pub fn debian() -> Option<Self> {
+    pub(crate) fn debian() -> Option<Self> {
         let Some(root) = std::env::var_os("SPS_DEBIAN_TREE").map(PathBuf::from) else {
             println!("SPS_DEBIAN_TREE is not set: skipping what needs its erofs-utils 1.8");
             return None;
@@ -49,7 +49,7 @@ impl Tools {
         Some(Self { root: Some(root), dir })
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -72,7 +72,7 @@ impl Tools {
     }
 
     /// Makes `name` of `tree`, both in this place.
-    pub fn mkfs(&self, options: &[&str], name: &str, tree: &Path) -> PathBuf {
+    pub(crate) fn mkfs(&self, options: &[&str], name: &str, tree: &Path) -> PathBuf {
         let image = self.path(name);
         let mut args: Vec<OsString> = options.iter().map(OsString::from).collect();
         args.extend(["-U".into(), "5f5ba2f4-4b0e-4b0c-9d6c-0d3b3f9d2c11".into()]);
@@ -87,14 +87,14 @@ impl Tools {
     }
 
     /// One file by its path.
-    pub fn by_path(&self, image: &Path, path: &[u8]) -> Dump {
+    pub(crate) fn by_path(&self, image: &Path, path: &[u8]) -> Dump {
         let mut what = OsString::from("--path=/");
         what.push(OsStr::from_bytes(path));
         self.describe(image, &what, &escape(path))
     }
 
     /// One inode by its number.
-    pub fn by_nid(&self, image: &Path, nid: u64) -> Dump {
+    pub(crate) fn by_nid(&self, image: &Path, nid: u64) -> Dump {
         self.describe(image, OsStr::new(&format!("--nid={nid}")), "inode")
     }
 
@@ -105,7 +105,7 @@ impl Tools {
     }
 
     /// Content of a file, `None` when it cannot be read.
-    pub fn cat(&self, image: &Path, path: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn cat(&self, image: &Path, path: &[u8]) -> Option<Vec<u8>> {
         let mut what = OsString::from("--path=/");
         what.push(OsStr::from_bytes(path));
         let output = self.dump(image, &what, "--cat");
@@ -113,7 +113,7 @@ impl Tools {
     }
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
