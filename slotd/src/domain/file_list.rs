@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Absolute path in the root, `/` for the root directory. Bytes that are no UTF-8 stand as `\xNN`, and a
-    /// backslash as `\\`.
+    /// backslash as `\\`. What the image holds apart from files is listed too, under a path that starts with no
+    /// `/`, as a file of mode 0: `(superblock)`, `(packed)` (the inode of the fragments) and `(shared xattrs)`.
     pub path: String,
     /// What it is.
     #[serde(rename = "type")]
@@ -33,10 +34,13 @@ pub struct Entry {
     pub device: Option<(u32, u32)>,
     /// Number of the inode: the same for hard links.
     pub inode: u64,
-    /// Where the inode itself (with its extended attributes, block map and inline tail) lies: offset, length.
+    /// Where the inode itself (with its extended attributes, block map and inline tail) lies: offset, length
+    /// in bytes.
     pub at: (u64, u64),
     /// Physical extents of the content outside the inode: offset and length in bytes within `root.erofs`,
-    /// in file order. Shared (fragment) extents are listed by every file that has a part in them.
+    /// in file order, whole blocks, those that touch made one; holes have none. Shared extents (fragments,
+    /// deduplicated clusters) are listed by every file that has a part in them; of a fragment it is what of
+    /// the packed inode holds it, which is less than a block where that is the packed inode's inline tail.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extents: Vec<(u64, u64)>,
 }
