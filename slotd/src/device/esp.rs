@@ -1,7 +1,6 @@
 //! The ESP as a file interface. FAT has no journal and its rename is not atomic: after a cut a file that was being
 //! created, written or removed may be old, new, absent, short or zero. So nothing here renames, and every file can be
 //! rebuilt from a slot.
-#![expect(clippy::disallowed_methods, reason = "the ESP is one of the media that device/ writes")]
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};

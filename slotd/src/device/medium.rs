@@ -1,7 +1,6 @@
 //! A medium: bytes at offsets, with a flush. Slots and the state partition are media.
 //!
 //! The trait is small so that a recorder can stand in front of a real one and log every write and flush in order.
-#![expect(clippy::disallowed_methods, reason = "slots and the state are the media that device/ writes")]
 
 use std::fmt;
 use std::fs::{File, OpenOptions};

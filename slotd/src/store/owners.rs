@@ -109,11 +109,17 @@ impl Found<'_> {
             owns |= self.claim(Extent { offset: *offset, size: *size });
         }
         let inode = self.claim(Extent { offset: entry.at.0, size: entry.at.1 });
-        self.inodes |= inode;
-        if (owns || inode) && self.names.len() < MAX_OWNERS {
-            let what = if owns { String::new() } else { "inode of ".to_owned() };
-            self.names.push(format!("{what}{kind} {}", entry.path));
+        if !(owns || inode) || self.names.len() >= MAX_OWNERS {
+            return;
         }
+        // What the image holds apart from files stands under a name in parentheses.
+        if let Some(internal) = entry.path.strip_prefix('(') {
+            self.names.push(internal.trim_end_matches(')').to_owned());
+            return;
+        }
+        self.inodes |= inode;
+        let what = if owns { "" } else { "inode of " };
+        self.names.push(format!("{what}{kind} {}", entry.path));
     }
 
     /// Whether `extent` shares a block with a bad run.
@@ -131,13 +137,10 @@ impl Found<'_> {
     }
 
     fn finish(mut self) -> Vec<String> {
-        if self.runs.iter().any(|run| run.offset == 0) {
-            self.names.insert(0, "superblock".into());
-        }
         if self.inodes {
             self.names.push("inode table".into());
         }
-        if self.runs.iter().zip(&self.owned).any(|(run, owned)| *owned == 0 && run.offset > 0) {
+        if self.runs.iter().zip(&self.owned).any(|(_, owned)| *owned == 0) {
             self.names.push("padding".into());
         }
         self.names

@@ -61,7 +61,7 @@ impl Store {
         }
         match &self.keyring {
             Err(why) => {
-                warnings.push(format!("The keyring cannot be used, so nothing can be trusted: {why}."))
+                warnings.push(format!("The keyring cannot be used, so nothing can be trusted: {why}."));
             }
             Ok(keyring) => warnings.extend(keyring.warnings().iter().cloned()),
         }
