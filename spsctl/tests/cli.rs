@@ -1,0 +1,132 @@
+//! The program without a bus: usage, help, and what it does with closed pipes.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn spsctl(line: &[&str]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("spsctl"));
+    command.args(line).env_remove("DBUS_SYSTEM_BUS_ADDRESS");
+    command
+}
+
+fn out(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn help_shows_every_command_and_examples() {
+    let output = spsctl(&["--help"]).assert().code(0).get_output().clone();
+    let help = out(&output.stdout);
+    for word in [
+        "slots",
+        "status",
+        "install",
+        "notes",
+        "news",
+        "verify",
+        "delete",
+        "jobs",
+        "wait",
+        "cancel",
+        "state",
+        "Examples:",
+        "Exit codes:",
+        "docs/errors.md",
+        "NO_COLOR",
+    ] {
+        assert!(help.contains(word), "{word} is not in the help:\n{help}");
+    }
+    for command in ["slots", "install", "verify", "delete", "wait"] {
+        spsctl(&[command, "--help"]).assert().code(0);
+    }
+}
+
+#[test]
+fn usage_errors_are_2_and_print_nothing_on_stdout() {
+    for line in [
+        &["frobnicate"][..],
+        &[],
+        &["verify", "1", "--full", "--quick"],
+        &["notes", "10"],
+        &["install", "x.iso", "--offset", "1"],
+        &["state", "reset"],
+        &["--bus", "nonsense", "slots"],
+    ] {
+        let output = spsctl(line).assert().code(2).get_output().clone();
+        assert_eq!(out(&output.stdout), "", "{line:?}");
+        assert!(!output.stderr.is_empty(), "{line:?}");
+    }
+}
+
+#[test]
+fn image_that_cannot_be_opened_is_2_before_the_bus_is_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("none.iso");
+    let dead = "unix:path=/nonexistent/bus";
+    for (file, why) in [(missing.as_path(), "cannot open it"), (directory.path(), "this is a directory")] {
+        let output = spsctl(&["--bus", dead, "install"]).arg(file).assert().code(2).get_output().clone();
+        let text = out(&output.stderr);
+        assert!(text.starts_with("error: ") && text.contains(why), "{text}");
+    }
+}
+
+#[test]
+fn bus_that_is_not_there_is_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("x.iso");
+    fs::write(&image, b"x").unwrap();
+    let image = image.to_str().unwrap();
+    for line in [
+        &["slots"][..],
+        &["status"],
+        &["install", image],
+        &["notes", "1"],
+        &["news", "1"],
+        &["verify", "1"],
+        &["delete", "1"],
+        &["jobs"],
+        &["wait", "1"],
+        &["cancel", "1"],
+        &["state", "show"],
+        &["state", "reset", "--reason", "x"],
+    ] {
+        let output =
+            spsctl(&["--bus", "unix:path=/nonexistent/bus"]).args(line).assert().code(3).get_output().clone();
+        let text = out(&output.stderr);
+        assert!(text.starts_with("error: cannot reach the bus at unix:path=/nonexistent/bus: "), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(text.matches("No such file").count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn failure_is_json_too() {
+    let line = ["--bus", "unix:path=/nonexistent/bus", "slots", "--json"];
+    let output = spsctl(&line).assert().code(3).get_output().clone();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["format"], 1);
+    assert_eq!(document["error"]["name"], "Unreachable");
+    assert_eq!(document["error"]["exit_code"], 3);
+}
+
+#[test]
+fn closed_pipe_ends_quietly() {
+    for line in [&["--help"][..], &["--bus", "unix:path=/nonexistent/bus", "slots", "--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("spsctl"))
+            .args(line)
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut complaints = String::new();
+        std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut complaints).unwrap();
+        assert!(!complaints.contains("panicked") && !complaints.contains("standard output"), "{complaints}");
+        let code = child.wait().unwrap().code();
+        assert!(code == Some(0) || code == Some(3), "{code:?}");
+    }
+}
