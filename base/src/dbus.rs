@@ -11,6 +11,20 @@ pub const SLOTS1_NAME: &str = "org.spsagent.Slots1";
 /// Path of slotd's manager and object manager.
 pub const SLOTS1_PATH: &str = "/org/spsagent/slots1";
 
+/// Polkit action of `Manager.Install`.
+pub const ACTION_INSTALL: &str = "org.spsagent.slots1.install";
+/// Polkit action of `Slot.Verify`.
+pub const ACTION_VERIFY: &str = "org.spsagent.slots1.verify";
+/// Polkit action of `Slot.Delete`.
+pub const ACTION_DELETE: &str = "org.spsagent.slots1.delete";
+/// Polkit action of `Job.Cancel` by a caller who did not start the job.
+pub const ACTION_CANCEL: &str = "org.spsagent.slots1.cancel";
+/// Polkit action of `Manager.ResetState`.
+pub const ACTION_RESET_STATE: &str = "org.spsagent.slots1.reset-state";
+/// Every polkit action of slotd, as `systemd/polkit-1/actions/org.spsagent.slots1.policy` declares them.
+pub const ACTIONS: &[&str] =
+    &[ACTION_INSTALL, ACTION_VERIFY, ACTION_DELETE, ACTION_CANCEL, ACTION_RESET_STATE];
+
 /// Path of a slot's object.
 pub fn slot_path(id: crate::slot::SlotId) -> String {
     format!("{SLOTS1_PATH}/slot/{id}")

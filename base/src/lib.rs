@@ -6,4 +6,5 @@
 pub mod dbus;
 pub mod durable;
 pub mod error;
+pub mod journal;
 pub mod slot;

@@ -1,0 +1,40 @@
+//! Journal events that an operator may have to act on: one fixed `MESSAGE_ID` each.
+//!
+//! What they mean and what to do is `systemd/catalog/sps.catalog`, shown by `journalctl -x`; a test compares the two.
+//! Entries fill the catalog's fields `SLOT`, `VERSION`, `ERROR` and `REASON`, as far as they name them.
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident = $id:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $id;)*
+
+        /// Every event: its constant's name and its `MESSAGE_ID`.
+        pub const ALL: &[(&str, &str)] = &[$((stringify!($name), $name),)*];
+    };
+}
+
+events! {
+    /// An install into a slot has begun.
+    INSTALL_STARTED = "f32669d8cb96a96827640f830c04d6e0";
+    /// An install ended with a verified slot.
+    INSTALL_SUCCEEDED = "70a8947763d59ceb00107701e45cc674";
+    /// An install ended after the slot was touched.
+    INSTALL_FAILED = "87a6545de19069509fe2ee95370b07b7";
+    /// An image was refused before anything was written.
+    INSTALL_REFUSED = "f4d3ed6acd783bb6618c9940dd7f275d";
+    /// An install was cancelled, or its sender went away.
+    INSTALL_CANCELLED = "7a3ac9df8d3083b9e1536ee76871665b";
+    /// An interrupted install goes on.
+    INSTALL_RESUMED = "ee863536b5f84127797faa7854351a8a";
+    /// A check found a slot's content damaged.
+    VERIFY_FAILED = "61a2125f4f081be1184a6f7ef0802374";
+    /// A slot was emptied.
+    SLOT_DELETED = "bce2928f257d183507d538b87ee62564";
+    /// No valid state record was found.
+    STATE_LOST = "f17057e8b70bf495000dee7eb5adfb70";
+    /// An operator wrote a fresh state.
+    STATE_RESET = "8cfb8b3eacef86cf4f6e9720b40c27a4";
+    /// The trusted keys cannot be used.
+    KEYRING_UNUSABLE = "fde804a36d8baf30354804ab5ac66f18";
+    /// A boot image was rebuilt from its slot.
+    BOOT_IMAGE_REPAIRED = "bcbf324375d08d4d7fc62bb2cd1af1bd";
+}
