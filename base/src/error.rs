@@ -109,6 +109,37 @@ impl fmt::Display for ErrorKind {
     }
 }
 
+/// A refusal as a D-Bus method answers it: the contract's error name and a message for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// Contract name.
+    pub kind: ErrorKind,
+    /// One to three sentences: what, where, what to do.
+    pub message: String,
+}
+
+impl CallError {
+    /// An error of this kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl zbus::DBusError for CallError {
+    fn create_reply(&self, call: &zbus::message::Header<'_>) -> zbus::Result<zbus::Message> {
+        zbus::Message::error(call, self.name()).build(&self.message)
+    }
+
+    fn name(&self) -> zbus::names::ErrorName<'_> {
+        zbus::names::ErrorName::from_string_unchecked(self.kind.dbus_name())
+    }
+
+    fn description(&self) -> Option<&str> {
+        Some(&self.message)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +152,7 @@ mod tests {
         assert_eq!((names.len(), codes.len()), (ErrorKind::ALL.len(), ErrorKind::ALL.len()));
         for kind in ErrorKind::ALL {
             assert_eq!(ErrorKind::from_dbus_name(&kind.dbus_name()), Some(*kind));
+            assert!(zbus::names::ErrorName::try_from(kind.dbus_name()).is_ok(), "{kind}");
         }
     }
 }

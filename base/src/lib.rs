@@ -10,4 +10,5 @@ pub mod dbus;
 pub mod durable;
 pub mod error;
 pub mod journal;
+pub mod service;
 pub mod slot;

@@ -7,5 +7,6 @@
 
 pub mod device;
 pub mod domain;
+pub mod service;
 pub mod settings;
 pub mod store;

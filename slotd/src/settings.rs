@@ -190,7 +190,7 @@ fn required<T>(
 fn refuse<T>(
     file: &Path,
     key: impl Into<String>,
-    found: impl ToString,
+    found: &impl ToString,
     expected: &'static str,
 ) -> Result<T, SettingsError> {
     let (file, key, found) = (file.to_owned(), key.into(), found.to_string());
@@ -202,26 +202,26 @@ fn name(key: &'static str, (file, text): (PathBuf, String)) -> Result<String, Se
     if text.trim() == text && (1..=128).contains(&text.len()) && !text.contains(char::is_control) {
         return Ok(text);
     }
-    refuse(&file, key, text, "1 to 128 bytes without control characters or space around them")
+    refuse(&file, key, &text, "1 to 128 bytes without control characters or space around them")
 }
 
 fn absolute(key: impl Into<String>, (file, path): (PathBuf, PathBuf)) -> Result<PathBuf, SettingsError> {
     if path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir) {
         return Ok(path);
     }
-    refuse(&file, key, path.display(), "an absolute path without ..")
+    refuse(&file, key, &path.display(), "an absolute path without ..")
 }
 
 fn stall_timeout((file, seconds): (PathBuf, u64)) -> Result<Duration, SettingsError> {
     if (1..=STALL_LIMIT).contains(&seconds) {
         return Ok(Duration::from_secs(seconds));
     }
-    refuse(&file, "stall_timeout_s", seconds, "1 to 86400 seconds")
+    refuse(&file, "stall_timeout_s", &seconds, "1 to 86400 seconds")
 }
 
 fn slots((file, list): (PathBuf, Vec<SlotFragment>)) -> Result<Vec<SlotSettings>, SettingsError> {
     if list.is_empty() {
-        return refuse(&file, "slot", "[]", "at least one [[slot]]");
+        return refuse(&file, "slot", &"[]", "at least one [[slot]]");
     }
     let (mut ids, mut labels, mut devices) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut slots = Vec::with_capacity(list.len());
@@ -229,16 +229,16 @@ fn slots((file, list): (PathBuf, Vec<SlotFragment>)) -> Result<Vec<SlotSettings>
         let key = |field: &str| format!("slot[{place}].{field}");
         let id = match SlotId::new(slot.id) {
             Some(id) if id != SlotId::RECOVERY && ids.insert(id) => id,
-            _ => return refuse(&file, key("id"), slot.id, "a number from 1 to 9 that no other slot has"),
+            _ => return refuse(&file, key("id"), &slot.id, "a number from 1 to 9 that no other slot has"),
         };
         let label = slot.label;
         let printable = label.trim() == label && !label.is_empty() && !label.contains(char::is_control);
         if !printable || label.len() > LABEL_LIMIT || !labels.insert(label.clone()) {
-            return refuse(&file, key("label"), label, "1 to 32 printable bytes that no other slot has");
+            return refuse(&file, key("label"), &label, "1 to 32 printable bytes that no other slot has");
         }
         let device = absolute(key("device"), (file.clone(), slot.device))?;
         if !devices.insert(device.clone()) {
-            return refuse(&file, key("device"), device.display(), "a device that no other slot has");
+            return refuse(&file, key("device"), &device.display(), "a device that no other slot has");
         }
         slots.push(SlotSettings { id, label, device });
     }

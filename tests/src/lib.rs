@@ -1,5 +1,10 @@
 //! Simulators and scenarios of the whole system.
+//!
+//! The programs under test are the ones that ship: they get a private bus, file-backed slots and a configuration of
+//! their own, and know nothing of being tested.
 
 pub mod bench;
+pub mod bus;
 pub mod firmware;
 pub mod lab;
+pub mod polkit;

@@ -109,7 +109,10 @@ impl Store {
         let intent = Intent {
             slot: id,
             action: Action::Delete,
-            manifest: known.installed.as_ref().map_or_else(Default::default, inspect::Installed::manifest_sha256),
+            manifest: known
+                .installed
+                .as_ref()
+                .map_or_else(Default::default, inspect::Installed::manifest_sha256),
             transaction: String::new(),
             sequence: 0,
             source: Vec::new(),
