@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use slotd::domain::manifest::{
-    Boot, Compatible, File, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, Root, SIGNATURE_NAME, Sha256Hex,
+    Boot, Compatible, File, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, PIECE, Root, SIGNATURE_NAME, Sha256Hex,
 };
 
 use crate::debian::{self, Target};
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, iso, root};
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, root};
 
 /// A firmware ISO that was built.
 #[derive(Clone, Debug)]
@@ -77,8 +77,9 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
                 bail!("{} is no directory", tree.display());
             }
             root::make_image(tree, &image, &spec.product, spec.compress)?;
+            let root = root::make_verity(&image, &verity, &spec.product)?;
             fs::write(stage.join("files.ndjson.zst"), file_list(&image, tree)?)?;
-            root::make_verity(&image, &verity, &spec.product)?
+            root
         }
         Source::Debian { overlay } => {
             let tree = debian::debian_tree(dirs)?;
@@ -89,8 +90,8 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
                 .args(["/mnt/root.erofs", "/mnt/root"])
                 .run()?;
             fs::rename(work.join("root.erofs"), &image)?;
-            fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
             let root = root::make_verity(&image, &verity, &spec.product)?;
+            fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
             let hash = root.verity.root_hash.to_string();
             let targets = [("boot.efi", Target::Slot(&hash, root.size)), ("recovery.efi", Target::Recovery)];
             for (name, target) in targets {
@@ -108,8 +109,11 @@ fn manifest(spec: &FirmwareSpec, stage: &Path, root: Root) -> anyhow::Result<Man
     let mut files = Vec::new();
     for name in PAYLOAD_ORDER.into_iter().filter(|name| *name != "root.erofs") {
         if stage.join(name).exists() {
-            let (sha256, size) = root::sha256(&stage.join(name))?;
-            files.push(File { name: name.into(), sha256, size });
+            let (sha256, size, mut pieces) = root::sha256_pieces(&stage.join(name))?;
+            if size <= PIECE || name == "root.verity" {
+                pieces.clear();
+            }
+            files.push(File { name: name.into(), pieces, sha256, size });
         }
     }
     let date = jiff::Timestamp::from_second(i64::try_from(spec.source_date_epoch)?)?;
@@ -135,11 +139,10 @@ fn manifest(spec: &FirmwareSpec, stage: &Path, root: Root) -> anyhow::Result<Man
 }
 
 /// `files.ndjson.zst` of `image`, which was made of `tree`.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "the walk of the image, which comes by another branch, can fail"
-)]
-fn file_list(_image: &Path, _tree: &Path) -> anyhow::Result<Vec<u8>> {
-    // The zstd frame of an empty list.
-    Ok(vec![0x28, 0xb5, 0x2f, 0xfd, 0x24, 0, 1, 0, 0, 0x99, 0xe9, 0xd8, 0x51])
+fn file_list(image: &Path, tree: &Path) -> anyhow::Result<Vec<u8>> {
+    let file = fs::File::open(image)?;
+    let len = file.metadata()?.len();
+    let entries = erofs::walk(&file, len, &|path| Ok(root::sha256(&tree.join(path))?.0.0))
+        .with_context(|| format!("{} cannot be listed", image.display()))?;
+    Ok(erofs::compress(&erofs::render(&entries)?)?)
 }

@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod debian;
 pub mod dirs;
+pub mod erofs;
 mod firmware;
 pub mod inspect;
 mod iso;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use slotd::domain::manifest::{BLOCK, Root, Sha256Hex, Verity};
+use slotd::domain::manifest::{BLOCK, PIECE, Root, Sha256Hex, Verity};
 
 use crate::tool::Tool;
 
@@ -66,14 +66,24 @@ pub(crate) fn make_verity(image: &Path, verity: &Path, product: &str) -> anyhow:
 
 /// SHA-256 and length of a file.
 pub(crate) fn sha256(path: &Path) -> anyhow::Result<(Sha256Hex, u64)> {
-    let mut file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    let (whole, size, _) = sha256_pieces(path)?;
+    Ok((whole, size))
+}
+
+/// SHA-256 and length of a file, and the SHA-256 of each of its pieces of [`PIECE`] bytes.
+pub(crate) fn sha256_pieces(path: &Path) -> anyhow::Result<(Sha256Hex, u64, Vec<Sha256Hex>)> {
+    let unreadable = || format!("{} cannot be read", path.display());
+    let mut file = File::open(path).with_context(unreadable)?;
+    let (mut whole, mut size, mut pieces) = (Sha256::new(), 0, Vec::new());
+    let mut piece = Vec::new();
     loop {
-        let n = file.read(&mut buffer).with_context(|| format!("{} cannot be read", path.display()))?;
+        piece.clear();
+        let n = file.by_ref().take(PIECE).read_to_end(&mut piece).with_context(unreadable)?;
         if n == 0 {
-            return Ok((Sha256Hex(hash.finalize().into()), size));
+            return Ok((Sha256Hex(whole.finalize().into()), size, pieces));
         }
-        hash.update(&buffer[..n]);
+        whole.update(&piece);
+        pieces.push(Sha256Hex(Sha256::digest(&piece).into()));
         size += n as u64;
     }
 }
