@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use ::slotd::domain::file_list::Entry;
 use sha2::{Digest as _, Sha256};
-use slotd::domain::file_list::Entry;
 
 use crate::sample;
 
