@@ -93,15 +93,15 @@ const NOT_SHIPPED: [&str; 16] = [
 ];
 
 /// The tree at `<build>/debian13`, made by `mmdebstrap` when there is none for this list of packages (about two minutes).
-/// It is not to be written to.
+/// It is not to be written to. Needs root.
 pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
+    need_root("Firmware from Debian")?;
     let _lock = dirs.lock("debian13")?;
     let (tree, key_file) = (dirs.base().join("debian13"), dirs.base().join("debian13.key"));
     let key = key(&[&[SUITE, MIRROR], PACKAGES.as_slice(), DPKG_OPTIONS.as_slice()].concat());
     if tree.is_dir() && fs::read_to_string(&key_file).is_ok_and(|found| found == key) {
         return Ok(tree);
     }
-    need_root("A Debian tree")?;
     eprintln!("image: making {} (Debian {SUITE}, {} packages named)", tree.display(), PACKAGES.len());
     let new = dirs.base().join("debian13.new");
     for old in [&new, &tree] {
@@ -165,7 +165,7 @@ pub(crate) fn lay_out(tree: &Path, root: &Path, version: &str, overlay: Option<&
             fs::remove_file(entry.path())?;
         }
     }
-    remove_bytecode(&root.join("usr/lib"))?;
+    remove_bytecode(&root.join("usr"))?;
     put(root, "etc/machine-id", b"")?;
     symlink("/run/systemd/resolve/stub-resolv.conf", root.join("etc/resolv.conf"))?;
     put(root, "usr/lib/sps/version", format!("{version}\n").as_bytes())?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use slotd::domain::manifest::{
-    Boot, Compatible, File, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, Root, SIGNATURE_NAME, Sha256Hex,
+    Boot, Compatible, File, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, PIECE, Root, SIGNATURE_NAME, Sha256Hex,
 };
 
 use crate::debian::{self, Target};
@@ -77,8 +77,9 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
                 bail!("{} is no directory", tree.display());
             }
             root::make_image(tree, &image, &spec.product, spec.compress)?;
+            let root = root::make_verity(&image, &verity, &spec.product)?;
             fs::write(stage.join("files.ndjson.zst"), file_list(&image, tree)?)?;
-            root::make_verity(&image, &verity, &spec.product)?
+            root
         }
         Source::Debian { overlay } => {
             let tree = debian::debian_tree(dirs)?;
@@ -89,8 +90,8 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
                 .args(["/mnt/root.erofs", "/mnt/root"])
                 .run()?;
             fs::rename(work.join("root.erofs"), &image)?;
-            fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
             let root = root::make_verity(&image, &verity, &spec.product)?;
+            fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
             let hash = root.verity.root_hash.to_string();
             let targets = [("boot.efi", Target::Slot(&hash, root.size)), ("recovery.efi", Target::Recovery)];
             for (name, target) in targets {
@@ -108,8 +109,10 @@ fn manifest(spec: &FirmwareSpec, stage: &Path, root: Root) -> anyhow::Result<Man
     let mut files = Vec::new();
     for name in PAYLOAD_ORDER.into_iter().filter(|name| *name != "root.erofs") {
         if stage.join(name).exists() {
-            let (sha256, size) = root::sha256(&stage.join(name))?;
-            let pieces = if name == "root.verity" { Vec::new() } else { root::pieces(&stage.join(name))? };
+            let (sha256, size, mut pieces) = root::sha256_pieces(&stage.join(name))?;
+            if size <= PIECE || name == "root.verity" {
+                pieces.clear();
+            }
             files.push(File { name: name.into(), pieces, sha256, size });
         }
     }
@@ -138,8 +141,8 @@ fn manifest(spec: &FirmwareSpec, stage: &Path, root: Root) -> anyhow::Result<Man
 /// `files.ndjson.zst` of `image`, which was made of `tree`.
 fn file_list(image: &Path, tree: &Path) -> anyhow::Result<Vec<u8>> {
     let file = fs::File::open(image)?;
-    let length = file.metadata()?.len();
-    let entries = erofs::walk(&file, length, &|path| Ok(root::sha256(&tree.join(path))?.0.0))
-        .with_context(|| format!("{} cannot be walked", image.display()))?;
+    let len = file.metadata()?.len();
+    let entries = erofs::walk(&file, len, &|path| Ok(root::sha256(&tree.join(path))?.0.0))
+        .with_context(|| format!("{} cannot be listed", image.display()))?;
     Ok(erofs::compress(&erofs::render(&entries)?)?)
 }

@@ -209,13 +209,18 @@ fn signature(at: &Path, keyring: &Path, work: &Path) -> anyhow::Result<Result<St
 /// Presence, length and SHA-256 of every file but the root image.
 fn files(manifest: &Manifest, at: &Path, names: &[String], report: &mut InspectReport) {
     for file in &manifest.files {
-        let result = match root::sha256(&at.join(&file.name)) {
+        let result = match root::sha256_pieces(&at.join(&file.name)) {
             Err(error) => Err(format!("{error:#}")),
-            Ok((_, size)) if size != file.size => {
+            Ok((_, size, _)) if size != file.size => {
                 Err(format!("{size} bytes; the manifest says {}", file.size))
             }
-            Ok((hash, _)) if hash != file.sha256 => Err(format!("{hash}; the manifest says {}", file.sha256)),
-            Ok((hash, size)) => Ok(format!("{size} bytes, {hash}")),
+            Ok((hash, _, _)) if hash != file.sha256 => {
+                Err(format!("{hash}; the manifest says {}", file.sha256))
+            }
+            Ok((_, _, pieces)) if !file.pieces.is_empty() && pieces != file.pieces => {
+                Err("the pieces are not as the manifest says".into())
+            }
+            Ok((hash, size, _)) => Ok(format!("{size} bytes, {hash}")),
         };
         report.check(&format!("sha256 of {}", file.name), result);
     }

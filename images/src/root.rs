@@ -66,34 +66,26 @@ pub(crate) fn make_verity(image: &Path, verity: &Path, product: &str) -> anyhow:
 
 /// SHA-256 and length of a file.
 pub(crate) fn sha256(path: &Path) -> anyhow::Result<(Sha256Hex, u64)> {
-    let mut file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        let n = file.read(&mut buffer).with_context(|| format!("{} cannot be read", path.display()))?;
-        if n == 0 {
-            return Ok((Sha256Hex(hash.finalize().into()), size));
-        }
-        hash.update(&buffer[..n]);
-        size += n as u64;
-    }
+    let (whole, size, _) = sha256_pieces(path)?;
+    Ok((whole, size))
 }
 
-/// SHA-256 of each piece of a file that is longer than one piece; nothing for a shorter one.
-pub(crate) fn pieces(path: &Path) -> anyhow::Result<Vec<Sha256Hex>> {
-    let mut file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut left = file.metadata()?.len();
-    let mut pieces = Vec::new();
-    let mut buffer = vec![0; usize::try_from(PIECE)?];
-    if left <= PIECE {
-        return Ok(pieces);
+/// SHA-256 and length of a file, and the SHA-256 of each of its pieces of [`PIECE`] bytes.
+pub(crate) fn sha256_pieces(path: &Path) -> anyhow::Result<(Sha256Hex, u64, Vec<Sha256Hex>)> {
+    let unreadable = || format!("{} cannot be read", path.display());
+    let mut file = File::open(path).with_context(unreadable)?;
+    let (mut whole, mut size, mut pieces) = (Sha256::new(), 0, Vec::new());
+    let mut piece = Vec::new();
+    loop {
+        piece.clear();
+        let n = file.by_ref().take(PIECE).read_to_end(&mut piece).with_context(unreadable)?;
+        if n == 0 {
+            return Ok((Sha256Hex(whole.finalize().into()), size, pieces));
+        }
+        whole.update(&piece);
+        pieces.push(Sha256Hex(Sha256::digest(&piece).into()));
+        size += n as u64;
     }
-    while left > 0 {
-        let piece = &mut buffer[..usize::try_from(left.min(PIECE))?];
-        file.read_exact(piece).with_context(|| format!("{} cannot be read", path.display()))?;
-        pieces.push(Sha256Hex(Sha256::digest(&*piece).into()));
-        left -= piece.len() as u64;
-    }
-    Ok(pieces)
 }
 
 /// 32 constant bytes of a product for one purpose.

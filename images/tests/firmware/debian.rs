@@ -4,7 +4,7 @@ use std::path::Path;
 use sps_images::inspect::inspect;
 use sps_images::{BuildDirs, FirmwareSpec, Source, build_firmware};
 
-use crate::{placement, sample};
+use crate::{placement, sample, slotd};
 
 /// Needs the Debian tree, whose build takes minutes and the network: `SPS_DEBIAN_TREE` names it, as
 /// `<build directory>/debian13`.
@@ -47,6 +47,7 @@ fn two_builds_of_the_debian_tree_are_the_same_bits() {
 
     let report = inspect(&one, &sample::pki().keyring_dir(), &dirs).unwrap();
     assert!(report.ok(), "{report}");
+    slotd::assert_accepted(&built);
 
     spec.version = "8.0.2".into();
     let other = build_firmware(&spec, &dirs, &sample::pki(), Some(&two)).unwrap();

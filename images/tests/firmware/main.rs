@@ -6,3 +6,4 @@ mod inspect;
 mod placement;
 mod reproducible;
 mod sample;
+mod slotd;

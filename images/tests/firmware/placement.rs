@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use ::slotd::domain::file_list::Entry;
+use sha2::{Digest as _, Sha256};
+
 use crate::sample;
 
 /// A directory record.
@@ -108,4 +111,29 @@ fn the_root_is_whole_blocks_and_its_uuid_is_its_hash() {
     assert_eq!(root.size % 4096, 0);
     // EROFS: its magic at 1024.
     assert_eq!(number(&image[root.lba * 2048 + 1024..]), 0xe0f5_e1e2);
+}
+
+#[test]
+fn the_file_list_says_where_a_file_lies() {
+    let scratch = sample::scratch();
+    let at = scratch.path().join("tree");
+    sample::tree(&at, &["a"]);
+    let mut spec = sample::spec(&at);
+    spec.compress = false;
+    let built = sample::build(&spec, &scratch.path().join("plain.iso"));
+    let image = fs::read(&built.iso).unwrap();
+    let file = |name: &str| {
+        let record = records(&image).into_iter().find(|record| record.name == name).unwrap();
+        &image[record.lba * 2048..record.lba * 2048 + record.size]
+    };
+    let list = zstd::stream::decode_all(file("files.ndjson.zst")).unwrap();
+    let entries: Vec<Entry> =
+        std::str::from_utf8(&list).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let entry = entries.iter().find(|entry| entry.path == "/usr/lib/a").unwrap();
+    let content = fs::read(at.join("usr/lib/a")).unwrap();
+    assert_eq!(entry.sha256, Some(hex::encode(Sha256::digest(&content))));
+    let (offset, length) = entry.extents[0];
+    let (offset, length) = (usize::try_from(offset).unwrap(), usize::try_from(length).unwrap());
+    assert!(length >= 40_000);
+    assert!(file("root.erofs")[offset..offset + length].starts_with(&content[..40_000]));
 }
