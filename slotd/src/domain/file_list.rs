@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Absolute path in the root, `/` for the root directory. Bytes that are no UTF-8 stand as `\xNN`, and a
-    /// backslash as `\\`. What the image holds apart from files is listed too, under a path that starts with no
-    /// `/`, as a file of mode 0: `(superblock)`, `(packed)` (the inode of the fragments) and `(shared xattrs)`.
+    /// backslash as `\\`. What the image holds apart from files is listed too, as files whose path starts
+    /// with no `/`: `(superblock)`, `(packed)` (the inode that holds the fragments) and `(shared xattrs)`.
     pub path: String,
     /// What it is.
     #[serde(rename = "type")]
