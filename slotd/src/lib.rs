@@ -3,4 +3,6 @@
 //! `domain` is pure: no I/O, no clock. `device` is the only code that opens devices.
 
 pub mod domain;
+pub mod service;
+pub mod settings;
 pub mod store;

@@ -1,0 +1,83 @@
+//! slotd owns the firmware slots: the system service behind `org.spsagent.Slots1`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::Parser;
+use slotd::settings::{Settings, read_settings, read_standard_settings};
+use slotd::store::{Environment, Store};
+use sps_base::service;
+
+/// Owns the firmware slots of this appliance: installs, verifies and lists them.
+///
+/// slotd is a system service. It is started by systemd or by the bus, and spoken to over D-Bus
+/// (org.spsagent.Slots1), by spsctl for example.
+#[derive(Debug, Parser)]
+#[command(name = "slotd", version)]
+struct Arguments {
+    /// Configuration file; may be given again, a later file over an earlier one.
+    ///
+    /// Without it slotd.toml is read from /usr/lib/sps, /run/sps and /etc/sps, as far as it is there.
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// D-Bus address to serve on, instead of the system bus.
+    #[arg(long, value_name = "ADDRESS")]
+    bus: Option<String>,
+    /// File that holds the kernel command line; it names the slot that runs.
+    #[arg(long, value_name = "FILE", default_value = "/proc/cmdline")]
+    cmdline: PathBuf,
+    /// What goes into the log: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", env = "SPS_LOG", default_value = "info")]
+    log: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = service::start_log(&arguments.log) {
+        eprintln!("slotd: {:#}", anyhow::Error::from(error));
+        return ExitCode::FAILURE;
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let settings = match arguments.config.as_slice() {
+        [] => read_standard_settings()?,
+        files => read_settings(files)?,
+    };
+    let environment = Environment {
+        cmdline: fs::read_to_string(&arguments.cmdline)
+            .with_context(|| format!("cannot read the command line {}", arguments.cmdline.display()))?,
+        now: unix_now,
+        hardware: hardware(&settings, Path::new("/sys/class/dmi/id/product_name")),
+    };
+    let store = Store::open(&settings, environment).context("cannot open the slots")?;
+    service::run(async |shell| {
+        slotd::service::serve(store, arguments.bus.as_deref(), unix_now, shell).await
+    })??;
+    Ok(())
+}
+
+/// The configured model, or what the system firmware says; empty where it says nothing (containers, some boards).
+fn hardware(settings: &Settings, dmi: &Path) -> String {
+    settings
+        .hardware
+        .clone()
+        .or_else(|| fs::read_to_string(dmi).ok())
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Unix seconds; 0 on a clock before 1970.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

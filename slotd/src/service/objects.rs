@@ -1,0 +1,324 @@
+//! The D-Bus objects, method by method and property by property as `base/dbus/org.spsagent.Slots1.xml` has them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sps_base::dbus::{ACTION_CANCEL, ACTION_DELETE, ACTION_INSTALL, ACTION_RESET_STATE, ACTION_VERIFY};
+use sps_base::error::{CallError, ErrorKind};
+use sps_base::slot::SlotId;
+use zbus::message::Header;
+use zbus::wire::{OwnedFd, OwnedObjectPath, Variant};
+use zbus::{Connection, interface};
+
+use super::Daemon;
+use super::access::authorize;
+use super::jobs::{Job, Kind, Outcome};
+use super::options::{Options, parse_install, parse_verify};
+use super::view::Picture;
+use crate::store::SlotView;
+
+/// Longest reason that a caller may give.
+const REASON_LIMIT: usize = 1024;
+
+fn sender(header: &Header<'_>) -> String {
+    header.sender().map(ToString::to_string).unwrap_or_default()
+}
+
+/// `org.spsagent.Slots1.Manager`.
+pub(crate) struct ManagerObject(pub(crate) Arc<Daemon>);
+
+impl ManagerObject {
+    fn picture(&self) -> Arc<Picture> {
+        self.0.view.picture()
+    }
+}
+
+#[interface(name = "org.spsagent.Slots1.Manager", introspection_docs = false)]
+impl ManagerObject {
+    #[zbus(out_args("job"))]
+    async fn install(
+        &self,
+        image: OwnedFd,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, CallError> {
+        let request = parse_install(options)?;
+        authorize(connection, &header, ACTION_INSTALL).await?;
+        let store = Arc::clone(&self.0.store);
+        let reservation = store.reserve_install(&request)?;
+        let slot = reservation.slot();
+        let work =
+            move |progress: &_| Outcome::from(store.install(reservation, image.into(), &request, progress));
+        self.0.start(connection, Kind::Install, slot, &sender(&header), work).await
+    }
+
+    #[zbus(out_args("health", "json"))]
+    async fn state(&self) -> Result<(String, String), CallError> {
+        self.0.blocking(|store| Ok(store.state())).await
+    }
+
+    async fn reset_state(
+        &self,
+        reason: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        if reason.trim().is_empty() || reason.len() > REASON_LIMIT || reason.contains(char::is_control) {
+            let text = format!("argument reason: expected 1 to {REASON_LIMIT} bytes on one line");
+            return Err(CallError::new(ErrorKind::InvalidArgument, text));
+        }
+        authorize(connection, &header, ACTION_RESET_STATE).await?;
+        self.0.reset_state(connection, reason, &sender(&header)).await
+    }
+
+    #[zbus(property)]
+    fn booted(&self) -> u32 {
+        self.picture().summary.booted.get()
+    }
+
+    #[zbus(property)]
+    fn compatible(&self) -> String {
+        self.picture().summary.compatible.clone()
+    }
+
+    #[zbus(property)]
+    fn security_epoch(&self) -> u32 {
+        self.picture().summary.security_epoch
+    }
+
+    #[zbus(property)]
+    fn empty_slots(&self) -> u32 {
+        self.picture().summary.empty_slots
+    }
+
+    #[zbus(property)]
+    fn readback(&self) -> &'static str {
+        self.picture().summary.readback
+    }
+
+    #[zbus(property)]
+    fn revocation(&self) -> &'static str {
+        self.picture().summary.revocation
+    }
+
+    #[zbus(property)]
+    fn warnings(&self) -> Vec<String> {
+        self.picture().summary.warnings.clone()
+    }
+}
+
+/// `org.spsagent.Slots1.Slot`.
+pub(crate) struct SlotObject {
+    pub(crate) daemon: Arc<Daemon>,
+    pub(crate) id: SlotId,
+}
+
+impl SlotObject {
+    fn text(&self, text: impl FnOnce(&SlotView) -> &String) -> String {
+        self.daemon.view.picture().slot(self.id).map(|slot| text(slot).clone()).unwrap_or_default()
+    }
+
+    fn value<T: Default>(&self, value: impl FnOnce(&SlotView) -> T) -> T {
+        self.daemon.view.picture().slot(self.id).map(value).unwrap_or_default()
+    }
+}
+
+#[interface(name = "org.spsagent.Slots1.Slot", introspection_docs = false)]
+impl SlotObject {
+    #[zbus(out_args("text"))]
+    async fn notes(&self) -> Result<String, CallError> {
+        let id = self.id;
+        self.daemon.blocking(move |store| store.notes(id)).await
+    }
+
+    #[zbus(out_args("text"))]
+    async fn news(&self) -> Result<String, CallError> {
+        let id = self.id;
+        self.daemon.blocking(move |store| store.news(id)).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn verify(
+        &self,
+        mode: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, CallError> {
+        let (mode, scheduled) = parse_verify(mode, options)?;
+        authorize(connection, &header, ACTION_VERIFY).await?;
+        let store = Arc::clone(&self.daemon.store);
+        let reservation = store.reserve_verify(self.id)?;
+        let work = move |progress: &_| Outcome::from(store.verify(reservation, mode, scheduled, progress));
+        self.daemon.start(connection, Kind::Verify, self.id, &sender(&header), work).await
+    }
+
+    async fn delete(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        authorize(connection, &header, ACTION_DELETE).await?;
+        self.daemon.delete(connection, self.id, &sender(&header)).await
+    }
+
+    #[zbus(property)]
+    fn id(&self) -> u32 {
+        self.id.get()
+    }
+
+    #[zbus(property)]
+    fn label(&self) -> String {
+        self.text(|slot| &slot.label)
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> &'static str {
+        self.value(|slot| slot.state.as_str())
+    }
+
+    #[zbus(property)]
+    fn reason(&self) -> String {
+        self.text(|slot| &slot.reason)
+    }
+
+    #[zbus(property)]
+    fn version(&self) -> String {
+        self.text(|slot| &slot.version)
+    }
+
+    #[zbus(property)]
+    fn boot_version(&self) -> String {
+        self.text(|slot| &slot.boot_version)
+    }
+
+    #[zbus(property)]
+    fn build_date(&self) -> String {
+        self.text(|slot| &slot.build_date)
+    }
+
+    #[zbus(property)]
+    fn root_hash(&self) -> String {
+        self.text(|slot| &slot.root_hash)
+    }
+
+    #[zbus(property)]
+    fn security_epoch(&self) -> u32 {
+        self.value(|slot| slot.security_epoch)
+    }
+
+    #[zbus(property)]
+    fn size(&self) -> u64 {
+        self.value(|slot| slot.size)
+    }
+
+    #[zbus(property)]
+    fn installed_at(&self) -> u64 {
+        self.value(|slot| slot.installed_at)
+    }
+
+    #[zbus(property)]
+    fn verified_at(&self) -> u64 {
+        self.value(|slot| slot.verified_at)
+    }
+
+    #[zbus(property)]
+    fn verified_how(&self) -> &'static str {
+        self.value(|slot| slot.verified_how)
+    }
+
+    #[zbus(property)]
+    fn current(&self) -> bool {
+        self.value(|slot| slot.current)
+    }
+
+    #[zbus(property)]
+    fn after_reboot(&self) -> bool {
+        self.value(|slot| slot.after_reboot)
+    }
+}
+
+/// `org.spsagent.Slots1.Job`.
+pub(crate) struct JobObject(pub(crate) Arc<Job>);
+
+#[interface(name = "org.spsagent.Slots1.Job", introspection_docs = false)]
+impl JobObject {
+    async fn cancel(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        let own = header.sender().is_some_and(|name| name.as_str() == self.0.sender);
+        if !own {
+            authorize(connection, &header, ACTION_CANCEL).await?;
+        }
+        if self.0.is_finished() {
+            let text = format!("job {} is {}; there is nothing to cancel", self.0.number, self.0.state());
+            return Err(CallError::new(ErrorKind::InvalidArgument, text));
+        }
+        tracing::info!(job = self.0.number, sender = sender(&header), "job is to be cancelled");
+        self.0.progress.cancel();
+        Ok(())
+    }
+
+    #[zbus(property)]
+    fn kind(&self) -> &'static str {
+        self.0.kind.as_str()
+    }
+
+    #[zbus(property)]
+    fn slot(&self) -> u32 {
+        self.0.slot.get()
+    }
+
+    #[zbus(property)]
+    fn phase(&self) -> &'static str {
+        self.0.progress.phase()
+    }
+
+    #[zbus(property)]
+    fn bytes_done(&self) -> u64 {
+        self.0.progress.done()
+    }
+
+    #[zbus(property)]
+    fn bytes_total(&self) -> u64 {
+        self.0.progress.total()
+    }
+
+    #[zbus(property)]
+    fn next_offset(&self) -> u64 {
+        self.0.progress.next_offset()
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> &'static str {
+        self.0.state()
+    }
+
+    #[zbus(property)]
+    fn error(&self) -> (String, String) {
+        self.0.error()
+    }
+
+    #[zbus(property)]
+    fn result(&self) -> HashMap<&'static str, Variant<'static>> {
+        self.0.result()
+    }
+
+    #[zbus(property)]
+    fn sender(&self) -> String {
+        self.0.sender.clone()
+    }
+
+    #[zbus(property)]
+    fn started_at(&self) -> u64 {
+        self.0.started_at
+    }
+
+    #[zbus(property)]
+    fn finished_at(&self) -> u64 {
+        self.0.finished_at()
+    }
+}
