@@ -1,1 +1,7 @@
 //! Simulators and scenarios of the whole system.
+//!
+//! The programs under test are the ones that ship: they get a private bus, file-backed slots and a configuration of
+//! their own, and know nothing of being tested.
+
+pub mod bus;
+pub mod polkit;
