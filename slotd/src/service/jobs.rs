@@ -114,6 +114,26 @@ fn verified(report: &VerifyReport) -> HashMap<&'static str, Variant<'static>> {
     result
 }
 
+/// What moves while a job runs, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moving {
+    phase: &'static str,
+    done: u64,
+    total: u64,
+    next_offset: u64,
+}
+
+impl Moving {
+    pub(crate) fn properties(self) -> Vec<Property> {
+        vec![
+            ("Phase", self.phase.into()),
+            ("BytesDone", self.done.into()),
+            ("BytesTotal", self.total.into()),
+            ("NextOffset", self.next_offset.into()),
+        ]
+    }
+}
+
 /// One job, running or finished.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -153,14 +173,14 @@ impl Job {
         self.end.get().map_or(0, |(_, at)| *at)
     }
 
-    /// The properties that move while the job runs.
-    pub(crate) fn moving(&self) -> Vec<Property> {
-        vec![
-            ("Phase", self.progress.phase().into()),
-            ("BytesDone", self.progress.done().into()),
-            ("BytesTotal", self.progress.total().into()),
-            ("NextOffset", self.progress.next_offset().into()),
-        ]
+    /// Where it is now.
+    pub(crate) fn moving(&self) -> Moving {
+        Moving {
+            phase: self.progress.phase(),
+            done: self.progress.done(),
+            total: self.progress.total(),
+            next_offset: self.progress.next_offset(),
+        }
     }
 
     /// The properties that the end sets.
@@ -174,26 +194,36 @@ impl Job {
     }
 }
 
+#[derive(Debug, Default)]
+struct Listed {
+    last: u64,
+    jobs: VecDeque<Arc<Job>>,
+    stopping: bool,
+}
+
 /// The jobs of this daemon.
 #[derive(Debug)]
 pub(crate) struct Jobs {
-    listed: Mutex<(u64, VecDeque<Arc<Job>>)>,
+    listed: Mutex<Listed>,
     unsettled: watch::Sender<usize>,
 }
 
 impl Jobs {
     pub(crate) fn new() -> Self {
-        Self { listed: Mutex::new((0, VecDeque::new())), unsettled: watch::Sender::new(0) }
+        Self { listed: Mutex::default(), unsettled: watch::Sender::new(0) }
     }
 
-    fn listed(&self) -> MutexGuard<'_, (u64, VecDeque<Arc<Job>>)> {
+    fn listed(&self) -> MutexGuard<'_, Listed> {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lists a new job, or refuses it when too many are unfinished.
     pub(crate) fn open(&self, kind: Kind, slot: SlotId, sender: &str, now: u64) -> Result<Arc<Job>, Failure> {
         let mut listed = self.listed();
-        let (last, jobs) = &mut *listed;
+        let Listed { last, jobs, stopping } = &mut *listed;
+        if *stopping {
+            return Err(Failure::new(ErrorKind::SlotBusy, "slotd is stopping; try again when it is back"));
+        }
         if jobs.iter().filter(|job| !job.is_finished()).count() >= UNFINISHED_LIMIT {
             let text = format!("{UNFINISHED_LIMIT} jobs are unfinished; wait for one, or cancel one");
             return Err(Failure::new(ErrorKind::SlotBusy, text));
@@ -218,7 +248,7 @@ impl Jobs {
         // A second end changes nothing: the first one was signalled.
         let _ = job.end.set((outcome, now));
         let mut listed = self.listed();
-        let jobs = &mut listed.1;
+        let jobs = &mut listed.jobs;
         let surplus = jobs.iter().filter(|job| job.is_finished()).count().saturating_sub(FINISHED_LIMIT);
         let old: Vec<u64> =
             jobs.iter().filter(|job| job.is_finished()).take(surplus).map(|job| job.number).collect();
@@ -231,10 +261,11 @@ impl Jobs {
         self.unsettled.send_modify(|count| *count = count.saturating_sub(1));
     }
 
-    /// Asks every job to stop; answers how many there are.
-    pub(crate) fn cancel_all(&self) -> usize {
-        let listed = self.listed();
-        let running = listed.1.iter().filter(|job| !job.is_finished());
+    /// Takes no new job and asks every running one to stop; answers how many there are.
+    pub(crate) fn stop(&self) -> usize {
+        let mut listed = self.listed();
+        listed.stopping = true;
+        let running = listed.jobs.iter().filter(|job| !job.is_finished());
         running.map(|job| job.progress.cancel()).count()
     }
 
@@ -329,8 +360,9 @@ mod tests {
         }
         assert_eq!(left, [2, 3, 4]);
         assert!(!running.is_finished());
-        assert_eq!(jobs.cancel_all(), 1);
+        assert_eq!(jobs.stop(), 1);
         assert!(running.progress.is_cancelled());
+        assert_eq!(open(&jobs).unwrap_err().kind, ErrorKind::SlotBusy);
     }
 
     #[test]

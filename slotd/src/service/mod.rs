@@ -189,7 +189,7 @@ impl Daemon {
                 _ = ticks.tick() => {
                     self.view.renew(&self.store, &connection).await;
                     let moving = job.moving();
-                    let changed = view::changes(&shown, job.moving());
+                    let changed = view::changes(&shown.properties(), moving.properties());
                     shown = moving;
                     view::signal(&connection, path.clone(), "org.spsagent.Slots1.Job", changed).await;
                 }
@@ -199,7 +199,7 @@ impl Daemon {
         self.view.renew(&self.store, &connection).await;
         let old = self.jobs.close(&job, outcome, (self.now)());
         journal::ended(&job, self.view.picture().slot(job.slot));
-        let mut changed = view::changes(&shown, job.moving());
+        let mut changed = view::changes(&shown.properties(), job.moving().properties());
         changed.extend(job.ended());
         view::signal(&connection, path, "org.spsagent.Slots1.Job", changed).await;
         for number in old {
@@ -211,7 +211,7 @@ impl Daemon {
     }
 
     async fn stop(&self) {
-        let running = self.jobs.cancel_all();
+        let running = self.jobs.stop();
         if running > 0 && timeout(STOP_DEADLINE, self.jobs.idle()).await.is_err() {
             // The order law holds for a job that is cut off here as it does for a power cut.
             tracing::warn!(running, "jobs did not stop in time and are cut off");
