@@ -42,6 +42,7 @@ fn files_that_are_no_roots_are_named() {
     refused(&["root-cannot-sign.pem"], &[], now, "Root", &["root-cannot-sign.pem", "keyCertSign"]);
     refused(&["root-no-ca.pem"], &[], now, "Root", &["root-no-ca.pem", "CA:TRUE"]);
     refused(&["int.pem"], &[], now, "Root", &["int.pem", "CN=root,O=Test", "self-signed"]);
+    refused(&["root-renamed.pem"], &[], now, "Root", &["CN=renamed", "self-signed"]);
     refused(&["root-constrained.pem"], &[], now, "Root", &["2.5.29.30"]);
     refused(&["root-critical.pem"], &[], now, "Unsupported", &["root-critical.pem"]);
 

@@ -64,6 +64,9 @@ impl Pki {
         self.root("root-short", "root", &root, 1);
         self.root("root-cannot-sign", "root", &format!("{CA}keyUsage=critical,cRLSign\n"), 3650);
         self.root("root-no-crl-sign", "root", &format!("{CA}keyUsage=critical,keyCertSign\n"), 3650);
+        // Verifies with its own key, yet names another issuer.
+        self.request("root-renamed", "root", "/O=Test/CN=renamed");
+        self.sign_request("root-renamed", "root", &root, 78, 3650);
         self.root("root-no-ca", "root", "basicConstraints=critical,CA:FALSE\n", 3650);
         self.root("root-pathlen", "root", &format!("basicConstraints=CA:TRUE,pathlen:0\n{CA_USAGE}"), 3650);
         self.root(
