@@ -65,8 +65,12 @@ async fn watch(client: &Client, number: u64, display: &mut Display) -> Result<Jo
         let job = model::job(number, &values)?;
         display.show(&job);
         if job.is_over() {
-            // Properties change one signal at a time; the end is told whole.
-            return client.job(number).await;
+            // One signal may tell a part only, so the end is asked for whole; a slotd that ended the job because
+            // it is being stopped answers no more, and then the signals have to do.
+            return match client.job(number).await {
+                Err(CtlError::Unreachable { .. }) => Ok(job),
+                whole => whole,
+            };
         }
         tokio::select! {
             change = next_change(&mut changes) => values.extend(change?),

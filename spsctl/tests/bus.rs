@@ -197,6 +197,14 @@ fn ctrl_c_cancels_and_waits_for_the_end() {
 }
 
 #[test]
+fn end_that_slotd_told_before_it_left_counts() {
+    let stage = Stage::new(Part::Stopped);
+    let (_directory, file) = image();
+    let (code, rest) = press_ctrl_c_at(&stage, &["install", file.to_str().unwrap()], &["slot 2: writing"]);
+    assert_eq!(code, Some(26), "{rest}");
+}
+
+#[test]
 fn second_ctrl_c_leaves() {
     let stage = Stage::new(Part::Stubborn);
     let (_directory, file) = image();

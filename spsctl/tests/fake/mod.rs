@@ -25,6 +25,8 @@ pub(crate) enum Part {
     Fail,
     /// Runs until it is cancelled.
     Cancellable,
+    /// Runs until it is cancelled; then slotd goes away, as when it is stopped.
+    Stopped,
     /// Runs whatever it is told.
     Stubborn,
     /// slotd goes away once it was asked how it is going.
@@ -242,13 +244,17 @@ impl Job {
 impl Job {
     async fn cancel(&self, #[zbus(signal_emitter)] emitter: SignalEmitter<'_>) {
         self.0.seen.lock().unwrap().calls.push("Cancel".to_owned());
-        if self.0.part == Part::Cancellable {
+        if matches!(self.0.part, Part::Cancellable | Part::Stopped) {
             {
                 let mut job = self.0.job.lock().unwrap();
                 job.state = "cancelled";
                 job.error = ("org.spsagent.Error.Cancelled".to_owned(), "cancelled by its caller".to_owned());
             }
+            self.error_changed(&emitter).await.unwrap();
             self.state_changed(&emitter).await.unwrap();
+        }
+        if self.0.part == Part::Stopped {
+            self.0.die.notify_one();
         }
     }
 
@@ -321,7 +327,7 @@ async fn start(shared: &Arc<Shared>, connection: &Connection, kind: &'static str
     let path = "/org/spsagent/slots1/job/1";
     *shared.job.lock().unwrap() = JobState { state: "running", kind, ..JobState::default() };
     connection.object_server().at(path, Job(Arc::clone(shared))).await.unwrap();
-    if !matches!(shared.part, Part::Cancellable | Part::Stubborn | Part::Die) {
+    if !matches!(shared.part, Part::Cancellable | Part::Stopped | Part::Stubborn | Part::Die) {
         tokio::spawn(play(Arc::clone(shared), connection.clone(), path));
     }
     OwnedObjectPath::try_from(path).unwrap()
