@@ -53,9 +53,9 @@ impl Lab {
             let path = entry?.path();
             let file = (path.display().to_string(), fs::read(&path)?);
             if path.extension().is_some_and(|e| e == "crl") {
-                keyring.1.push(file)
+                keyring.1.push(file);
             } else {
-                keyring.0.push(file)
+                keyring.0.push(file);
             }
         }
         Ok(Assembly {

@@ -1,4 +1,5 @@
 //! The engine on real files: install, verify, delete, resume.
+#![expect(clippy::unwrap_used, reason = "tests and what they share")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
