@@ -60,7 +60,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         now: unix_now,
         hardware: hardware(&settings, Path::new("/sys/class/dmi/id/product_name")),
     };
-    let store = Store::open(&settings, environment).context("cannot open the slots")?;
+    let store = Store::open(&settings, environment);
     service::run(async |shell| {
         slotd::service::serve(store, arguments.bus.as_deref(), unix_now, shell).await
     })??;
