@@ -1,7 +1,8 @@
 //! Ours: the real slotd on a private bus, driven by the real spsctl, into a loop slot.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -88,13 +89,15 @@ impl<'a> Appliance<'a> {
         fs::create_dir(dir.join("esp"))?;
         File::create(dir.join("state"))?.set_len(1 << 20)?;
         let mut config = format!(
-            "compatible = \"sps\"\nhardware = \"bench\"\nkeyring = {:?}\nstate = {:?}\nesp = {:?}\n",
-            firmware.keyring,
-            dir.join("state"),
-            dir.join("esp")
+            "compatible = 'sps'\nhardware = 'bench'\nkeyring = '{}'\nstate = '{}'\nesp = '{}'\n",
+            firmware.keyring.display(),
+            dir.join("state").display(),
+            dir.join("esp").display()
         );
         for (slot, id) in slots.iter().zip(1..) {
-            config += &format!("\n[[slot]]\nid = {id}\nlabel = \"{id}\"\ndevice = {:?}\n", slot.path());
+            let device = slot.path().display();
+            // Writing to a String does not fail.
+            let _ = write!(config, "\n[[slot]]\nid = {id}\nlabel = '{id}'\ndevice = '{device}'\n");
         }
         fs::write(dir.join("slotd.toml"), config)?;
         let programs = std::env::current_exe()?.parent().context("no directory of programs")?.to_owned();
