@@ -10,6 +10,8 @@ mod change;
 mod error;
 mod inspect;
 mod install;
+#[cfg(test)]
+mod memory_medium;
 mod owners;
 mod parts;
 mod reserve;
