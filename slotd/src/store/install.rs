@@ -475,6 +475,10 @@ impl Install<'_> {
             let pace = Pace { threads: 0, idle: false };
             let bad = scan::scan(image, at, end, pace, self.progress)
                 .ok_or(crate::device::source::SourceError::Cancelled)?;
+            if bad.last.is_some_and(|last| last * BLOCK >= image.size) {
+                // A block of the tree is bad, so the leaves under it were not judged: nothing from here on is kept.
+                return Ok(at);
+            }
             if let Some(first) = bad.first() {
                 let good = (first * BLOCK).clamp(at, end) / blocks::CHUNK * blocks::CHUNK;
                 return Ok(good);
