@@ -301,6 +301,17 @@ impl Install<'_> {
 
     fn refuse_installed(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let hash = manifest.root.verity.root_hash;
+        // Repair writes the same firmware again; for another one the caller has to say replace.
+        let held = self.store.slots.iter().position(|slot| slot.id == self.slot.id);
+        let held = held.and_then(|index| self.store.known(index)).and_then(|known| known.installed.clone());
+        let other = held.filter(|held| held.manifest.root.verity.root_hash != hash && !self.request.replace);
+        if let Some(other) = other {
+            let message = format!(
+                "slot {} holds {}, which this image does not repair; delete it or ask for replace",
+                self.slot.id, other.manifest.version
+            );
+            return Err(StoreError::refused(ErrorKind::NoEmptySlot, message));
+        }
         for (index, slot) in self.store.slots.iter().enumerate() {
             let Some(known) = self.store.known(index) else { continue };
             let same = known.installed.as_ref().is_some_and(|i| i.manifest.root.verity.root_hash == hash);
