@@ -349,7 +349,7 @@ impl Install<'_> {
                 .clone()
                 .or(earlier)
                 .unwrap_or_else(|| sha256.to_string().chars().take(16).collect()),
-            sequence: newest + 1,
+            sequence: newest.saturating_add(1),
             source: header.index.parts.clone(),
             unknown: BTreeMap::new(),
         }
