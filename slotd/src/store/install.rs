@@ -74,6 +74,7 @@ impl Store {
             self.settle_slot(index);
         }
         self.refresh(index);
+        self.refresh_abandoned();
         drop(reservation);
         scheduling::trim_memory();
         Ok(done?)
