@@ -67,15 +67,21 @@ proptest! {
     fn bad_blocks_are_a_set(blocks in prop::collection::vec(0_u64..300, 0..200), cut in 0_usize..200) {
         let set: std::collections::BTreeSet<u64> = blocks.iter().copied().collect();
         let mut bad = BadBlocks::default();
-        blocks.iter().for_each(|block| bad.add(*block));
+        for block in &blocks {
+            bad.add(*block);
+        }
         let listed: Vec<u64> = bad.extents().iter().flat_map(|(first, count)| *first..first + count).collect();
         prop_assert_eq!(&listed, &set.iter().copied().collect::<Vec<_>>());
         prop_assert_eq!((bad.count, bad.first(), bad.last), (set.len() as u64, set.first().copied(), set.last().copied()));
         // The same in two parts.
         let (one, two) = blocks.split_at(cut.min(blocks.len()));
         let (mut a, mut b) = (BadBlocks::default(), BadBlocks::default());
-        one.iter().for_each(|block| a.add(*block));
-        two.iter().for_each(|block| b.add(*block));
+        for block in one {
+            a.add(*block);
+        }
+        for block in two {
+            b.add(*block);
+        }
         a.merge(&b);
         prop_assert_eq!((a.count, a.extents()), (bad.count, bad.extents()));
     }
