@@ -247,6 +247,9 @@ fn what_is_missing_double_or_foreign_is_named() {
         image.files.retain(|r| r.name != name.as_bytes());
         assert_eq!(refusal(&image), IsoError::Missing(name));
     }
+    let mut unsigned = Image::new();
+    unsigned.files.retain(|r| r.name != b"manifest.p7s");
+    assert_eq!(refusal(&unsigned), IsoError::Unsigned);
     let base = Image::new();
     let foreign = [
         Record::new("manifest.json", 30, 1),
