@@ -1,12 +1,14 @@
 //! Images that are damaged, forged, too old, for somebody else, or that never arrive in full.
 #![expect(clippy::unwrap_used, reason = "tests and what they share")]
 
+mod media;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use proptest::prelude::*;
@@ -456,8 +458,8 @@ proptest! {
         let end = usize::try_from(index(good).payload_end()).unwrap();
         let point = point.index(end);
         let request = named("c");
-        let progress = std::sync::Arc::new(Progress::default());
-        let canceller = std::sync::Arc::clone(&progress);
+        let progress = Arc::new(Progress::default());
+        let canceller = Arc::clone(&progress);
         // Cancelled after so many bytes; the pipe stays open until the install has heard of it.
         let (heard, wait) = std::sync::mpsc::channel::<()>();
         let descriptor = pipe(good, 0, point, move || {
