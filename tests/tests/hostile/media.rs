@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 use slotd::device::medium::{FileMedium, Medium, MediumError};
@@ -16,12 +16,12 @@ use system_tests::lab::install;
 
 use super::{Bench, index, named, part, pipe, plain, shelf};
 
-/// A slot whose tree cannot be read block by block while `sick`, as a resume reads it.
+/// A slot whose tree cannot be read block by block, as a resume reads it, for the first `sick` times.
 #[derive(Debug)]
 struct SickTree {
     inner: FileMedium,
     tree: std::ops::Range<u64>,
-    sick: AtomicBool,
+    sick: AtomicU64,
 }
 
 impl Medium for SickTree {
@@ -29,7 +29,9 @@ impl Medium for SickTree {
         self.inner.size()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), MediumError> {
-        if self.sick.load(Ordering::Relaxed) && buf.len() == 4096 && self.tree.contains(&offset) {
+        let fails =
+            || self.sick.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+        if buf.len() == 4096 && self.tree.contains(&offset) && fails() {
             let source = std::io::Error::from_raw_os_error(nix::libc::EIO);
             return Err(MediumError { path: "sick".into(), operation: "read", offset, length: 4096, source });
         }
@@ -60,7 +62,7 @@ fn a_resume_keeps_nothing_that_the_tree_could_not_prove() {
     let medium = SickTree {
         inner: FileMedium::open(&bench.lab.slot(1)).unwrap(),
         tree: start..start + level.blocks * 4096,
-        sick: AtomicBool::new(true),
+        sick: AtomicU64::new(level.blocks),
     };
     let mut assembly = bench.lab.assembly("").unwrap();
     assembly.slots[0].2 = Ok(Arc::new(medium));
