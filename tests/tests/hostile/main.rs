@@ -1,5 +1,5 @@
 //! Images that are damaged, forged, too old, for somebody else, or that never arrive in full.
-#![expect(clippy::unwrap_used, reason = "tests and what they share")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and what they share")]
 
 mod media;
 
