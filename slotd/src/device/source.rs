@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::buffer::is_aligned;
@@ -17,7 +18,7 @@ const TICK: Duration = Duration::from_millis(250);
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The descriptor is of a kind that cannot carry an image.
-    #[error("the image must arrive on a regular file, a pipe or a socket")]
+    #[error("the image must arrive on a regular file, a pipe or a socket that is open for reading")]
     Kind,
     /// The image ends early.
     #[error("the image ends at byte {at}; {wanted} more bytes were expected")]
@@ -90,6 +91,11 @@ impl<'a> Source<'a> {
         let mut file = File::from(descriptor);
         let fail = |source| SourceError::Io { at: base, source };
         let metadata = file.metadata().map_err(fail)?;
+        // Reopening a file for direct reads must not grant what the caller's own descriptor does not.
+        let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| fail(e.into()))?;
+        if OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE == OFlag::O_WRONLY {
+            return Err(SourceError::Kind);
+        }
         let kind = if metadata.is_file() {
             let start = file.stream_position().map_err(fail)?;
             Kind::File { direct: reopen_direct(&file), start, length: metadata.len(), file }

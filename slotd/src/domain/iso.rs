@@ -78,6 +78,9 @@ pub enum IsoError {
     /// `/FIRMWARE` or a file of it is missing.
     #[error("{0} is missing; this is no firmware ISO")]
     Missing(&'static str),
+    /// A firmware ISO without its signature.
+    #[error("{SIGNATURE_NAME} is missing: the image is not signed")]
+    Unsigned,
     /// A name that the format does not have, or has once only.
     #[error("byte {at}: unexpected or repeated entry {name:?} in /FIRMWARE")]
     Unexpected {
@@ -188,7 +191,7 @@ fn index(records: &[Record], floor: u64, volume: u64, available: Option<u64>) ->
             if matches!(name, "news.md" | "boot.efi" | "recovery.efi") {
                 continue;
             }
-            return Err(IsoError::Missing(name));
+            return Err(if name == SIGNATURE_NAME { IsoError::Unsigned } else { IsoError::Missing(name) });
         };
         let extent = file.extent;
         if extent.size > 0 {

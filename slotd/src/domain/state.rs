@@ -74,6 +74,9 @@ pub struct Check {
     /// What was wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bad: Option<String>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// How a slot was checked.

@@ -389,3 +389,6 @@ pub(super) fn to_usize(bytes: u64) -> usize {
     // Every length that comes here is bounded by a constant of this module or by a part's limit.
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+pub(super) mod tests;

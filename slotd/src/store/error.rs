@@ -16,7 +16,7 @@ use crate::domain::verity::TreeError;
 /// Everything that can go wrong below the store.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
-    #[error("not a firmware ISO: {0}")]
+    #[error("not a firmware ISO that can be taken: {0}")]
     Iso(#[from] IsoError),
     #[error(transparent)]
     Signature(#[from] SignatureError),
@@ -58,6 +58,7 @@ impl StoreError {
     /// Contract name.
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
+            Self::Iso(IsoError::Unsigned) => ErrorKind::SignatureInvalid,
             Self::Iso(_)
             | Self::Tree { .. }
             | Self::Content { .. }

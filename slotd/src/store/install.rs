@@ -76,6 +76,7 @@ impl Store {
             self.settle_slot(index);
         }
         self.refresh(index);
+        self.refresh_abandoned();
         drop(reservation);
         scheduling::trim_memory();
         Ok(done?)
@@ -311,6 +312,17 @@ impl Install<'_> {
 
     fn refuse_installed(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let hash = manifest.root.verity.root_hash;
+        // Repair writes the same firmware again; for another one the caller has to say replace.
+        let held = self.store.slots.iter().position(|slot| slot.id == self.slot.id);
+        let held = held.and_then(|index| self.store.known(index)).and_then(|known| known.installed.clone());
+        let other = held.filter(|held| held.manifest.root.verity.root_hash != hash && !self.request.replace);
+        if let Some(other) = other {
+            let message = format!(
+                "slot {} holds {}, which this image does not repair; delete it or ask for replace",
+                self.slot.id, other.manifest.version
+            );
+            return Err(StoreError::refused(ErrorKind::NoEmptySlot, message));
+        }
         for (index, slot) in self.store.slots.iter().enumerate() {
             let Some(known) = self.store.known(index) else { continue };
             let same = known.installed.as_ref().is_some_and(|i| i.manifest.root.verity.root_hash == hash);
@@ -348,7 +360,7 @@ impl Install<'_> {
                 .clone()
                 .or(earlier)
                 .unwrap_or_else(|| sha256.to_string().chars().take(16).collect()),
-            sequence: newest + 1,
+            sequence: newest.saturating_add(1),
             source: header.index.parts.clone(),
             unknown: BTreeMap::new(),
         }
@@ -487,6 +499,10 @@ impl Install<'_> {
             let pace = Pace { threads: 0, idle: false };
             let bad = scan::scan(image, at, end, pace, self.progress)
                 .ok_or(crate::device::source::SourceError::Cancelled)?;
+            if bad.last.is_some_and(|last| last * BLOCK >= image.size) {
+                // A block of the tree is bad, so the leaves under it were not judged: nothing from here on is kept.
+                return Ok(at);
+            }
             if let Some(first) = bad.first() {
                 let good = (first * BLOCK).clamp(at, end) / blocks::CHUNK * blocks::CHUNK;
                 return Ok(good);

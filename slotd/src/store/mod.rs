@@ -10,6 +10,8 @@ mod change;
 mod error;
 mod inspect;
 mod install;
+#[cfg(test)]
+mod memory_medium;
 mod owners;
 mod parts;
 mod reserve;
@@ -123,6 +125,7 @@ impl Store {
         let mut change = Change::new(self, slot)?.intent(intent);
         let done = change.carry_out(&plan::DELETE);
         self.refresh(index);
+        self.refresh_abandoned();
         Ok(done?)
     }
 
@@ -242,7 +245,23 @@ impl Store {
     /// Looks at a slot again and shows the result.
     fn refresh(&self, index: usize) {
         let Some(slot) = self.slots.get(index) else { return };
-        self.show(index, self.inspect(slot));
+        let mut known = self.inspect(slot);
+        if known.content == Content::Verified && known.remaining.contains(&Step::CopyBootImage) {
+            // What could not be settled is not called verified: it would not boot.
+            let reason =
+                "its boot image is not on the ESP; it is copied from the slot when slotd starts".into();
+            known.content = Content::Bad { class: "boot-image", reason };
+        }
+        self.show(index, known);
+    }
+
+    /// There is one intent: where it was another slot's, that slot's interrupted install is abandoned, which shows.
+    fn refresh_abandoned(&self) {
+        for index in 0..self.slots.len() {
+            if self.known(index).is_some_and(|known| known.content == Content::Writing) {
+                self.refresh(index);
+            }
+        }
     }
 
     fn show(&self, index: usize, known: Known) {

@@ -54,8 +54,10 @@ fn of_parts(installed: &Installed, first: u64, count: u64) -> Vec<String> {
             continue;
         }
         let geometry = Geometry::new(installed.manifest.root.size / BLOCK);
-        let from = first.saturating_sub(place.offset / BLOCK);
-        for block in (from..from.saturating_add(count)).take(MAX_OWNERS) {
+        // Only what of the run lies in this part: it may begin before it and end behind it.
+        let start = place.offset / BLOCK;
+        let blocks = first.max(start)..(first + count).min(start + geometry.file_blocks);
+        for block in blocks.map(|block| block - start).take(MAX_OWNERS) {
             owners.push(match geometry.locate(block) {
                 None => "verity superblock".to_owned(),
                 Some((level, _)) => format!("tree level {level}"),

@@ -7,6 +7,7 @@ use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
 
 use super::Store;
+use super::inspect::Known;
 use super::state_store::Health;
 use super::types::{Failure, InstallRequest, SlotWord};
 use crate::domain::slot_state::Content;
@@ -95,6 +96,18 @@ impl Store {
         if self.booted() == Some(slot) {
             let message =
                 format!("slot {slot} holds the running firmware and will boot next; it is never written");
+            return Err(Failure::new(ErrorKind::SlotInUse, message));
+        }
+        // Something runs from a slot, but no slot proves to be the one: then it may be any whose firmware cannot be
+        // told (a damaged trailer, a keyring that refuses).
+        let unknown =
+            |known: &Known| known.installed.is_none() && matches!(known.content, Content::Bad { .. });
+        let (_, known) = self.find(slot)?;
+        if self.booted_hash.is_some() && self.booted().is_none() && unknown(&known) {
+            let message = format!(
+                "slot {slot} is bad, and no slot proves to be the running one: it may run from this slot, so it is not written; \
+                 boot the recovery image to replace it"
+            );
             return Err(Failure::new(ErrorKind::SlotInUse, message));
         }
         Ok(())

@@ -31,8 +31,11 @@ pub(super) struct BadBlocks {
 }
 
 impl BadBlocks {
-    /// Notes one.
+    /// Notes one. One that was noted before counts once: a quick check may meet it again.
     pub(super) fn add(&mut self, block: u64) {
+        if self.runs.range(..=block).next_back().is_some_and(|(start, len)| block - start < *len) {
+            return;
+        }
         self.count += 1;
         self.last = self.last.max(Some(block));
         let before = self.runs.range_mut(..block).next_back().filter(|(start, len)| **start + **len == block);
@@ -192,3 +195,6 @@ fn stride_hashes(image: Image<'_>, first: u64, leaves: u64, bad: &mut Vec<u64>) 
     }
     hashes
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,14 @@ impl StateStore {
 
     /// Writes a fresh state in place of a lost (or a valid) one.
     pub(super) fn reset(&self, fresh: State) -> Result<(), StoreError> {
-        self.write(|state| *state = fresh)
+        let lost = self.get().health != Health::Valid;
+        self.write(|state| *state = fresh)?;
+        if lost {
+            // Over the other record too: one that could not be read today may be readable tomorrow, with a higher
+            // sequence. That it cannot be written takes nothing from the fresh one.
+            let _ = self.write(|_| {});
+        }
+        Ok(())
     }
 
     fn write(&self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
@@ -129,7 +136,7 @@ fn load(medium: &dyn Medium) -> (Published, (u64, usize)) {
         Err((error, digest)) => format!("{error} (sha256 {digest}…)"),
     };
     let why = format!("record 0: {}; record 1: {}", name(&first), name(&second));
-    // After a loss the next record goes to place 0, so that the other one stays for inspection.
+    // Lost records stay for inspection until a reset.
     match durable::choose(first.map_err(|e| e.0), second.map_err(|e| e.0)) {
         Err(_) => (lost(why), (0, 0)),
         Ok((record, next)) => match State::parse(&record.payload) {
@@ -141,3 +148,6 @@ fn load(medium: &dyn Medium) -> (Published, (u64, usize)) {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

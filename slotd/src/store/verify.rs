@@ -1,5 +1,7 @@
 //! Checks at rest: quick (trailer, signature, tree top, random leaves) and full (every block).
 
+use std::collections::BTreeMap;
+
 use ring::rand::{SecureRandom, SystemRandom};
 use sps_base::error::ErrorKind;
 
@@ -123,7 +125,8 @@ impl Store {
             VerifyMode::Full => CheckKind::Full,
         };
         let bad = (!report.healthy).then(|| report.summary.clone());
-        let check = Check { sequence, at: self.judging_time(), how, bad };
+        let unknown = BTreeMap::new();
+        let check = Check { sequence, at: self.judging_time(), how, bad, unknown };
         self.state.update(|state| {
             // A quick check that finds nothing does not take back what a check has found before.
             let stands =

@@ -1,0 +1,6 @@
+//! The adapters of `slotd::device` on temporary files, pipes, sockets and loop devices.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests make their own files")]
+
+mod esp;
+mod medium;
+mod source;
