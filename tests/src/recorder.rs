@@ -22,8 +22,8 @@ struct Page {
 }
 
 impl Page {
-    fn new(bytes: [u8; PAGE]) -> Arc<Self> {
-        Arc::new(Self { bytes, digest: OnceLock::new() })
+    fn new(bytes: &[u8; PAGE]) -> Arc<Self> {
+        Arc::new(Self { bytes: *bytes, digest: OnceLock::new() })
     }
 
     fn digest(&self) -> &[u8; 32] {
@@ -31,7 +31,7 @@ impl Page {
     }
 }
 
-static ZERO: LazyLock<Arc<Page>> = LazyLock::new(|| Page::new([0; PAGE]));
+static ZERO: LazyLock<Arc<Page>> = LazyLock::new(|| Page::new(&[0; PAGE]));
 
 /// The content of a medium. Copies share the pages that do not differ.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ impl Image {
             for (page, at, len) in pieces {
                 let mut bytes = self.pages[page].bytes;
                 bytes[at..at + len].copy_from_slice(&data[done..done + len]);
-                self.pages[page] = Page::new(bytes);
+                self.pages[page] = Page::new(&bytes);
                 done += len;
             }
             true

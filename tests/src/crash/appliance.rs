@@ -155,7 +155,10 @@ impl Appliance {
         let done = install(&self.store(recorder), reader, request, &progress);
         drop(sent.join());
         recorder.watch(|_| ());
-        if done.is_ok() { bail!("an install that was cancelled has ended") } else { Ok(()) }
+        if done.is_ok() {
+            bail!("an install that was cancelled has ended");
+        }
+        Ok(())
     }
 
     /// Slot 2 with `firmware` in it.

@@ -70,8 +70,9 @@ impl Law {
             (Outcome::Empty, _) => (Outcome::Empty, Outcome::Empty),
             // An empty slot has no old content to go back to.
             (_, Step::WriteIntent) if *before == Outcome::Empty => (Outcome::Empty, Outcome::Writing),
-            (_, Step::RemoveBootImage) if *before == Outcome::Empty => (Outcome::Writing, Outcome::Writing),
-            (_, Step::ZeroTrailer) if *before == Outcome::Empty => (Outcome::Writing, Outcome::Writing),
+            (_, Step::RemoveBootImage | Step::ZeroTrailer) if *before == Outcome::Empty => {
+                (Outcome::Writing, Outcome::Writing)
+            }
             (_, Step::WriteIntent | Step::RemoveBootImage) => (before.clone(), before.clone()),
             (_, Step::ZeroTrailer) => (before.clone(), Outcome::Writing),
             (_, Step::WriteParts) => (Outcome::Writing, Outcome::Writing),

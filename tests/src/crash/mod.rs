@@ -178,7 +178,7 @@ impl Checker<'_> {
         ensure(state.right.contains(&found), || format!("slot 2 is {found:?}, right is {:?}", state.right))?;
         ensure(store.state().0 == "valid", || format!("the state is {}", store.state().0))?;
         let recovered = Recovered { media: recorder.media(), log: recorder.log(), outcome: found };
-        self.check_intent(&recovered)?;
+        check_intent(&recovered)?;
         self.check_running(&store, &recovered)?;
         self.check_boot_image(&recovered)?;
         self.check_blocks(&recovered)?;
@@ -189,15 +189,6 @@ impl Checker<'_> {
             format!("a second recovery finds {second:?}")
         })?;
         Ok(recovered)
-    }
-
-    /// An intent stands exactly as long as something is unfinished.
-    fn check_intent(&self, recovered: &Recovered) -> Check<()> {
-        let intent = law::intent(&recovered.media.state)?;
-        let unfinished = intent.as_ref().is_some_and(|intent| intent.slot == target());
-        ensure(unfinished == (recovered.outcome == Outcome::Writing), || {
-            format!("slot 2 is {:?}, the intent {intent:?}", recovered.outcome)
-        })
     }
 
     /// The slot that runs is as it was, and so is its boot image.
@@ -251,12 +242,11 @@ impl Checker<'_> {
         }
         let digest = image.digest();
         let known = self.healthy.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).copied();
-        let healthy = match known {
-            Some(healthy) => healthy,
-            None => {
-                let store = self.scenario.appliance.store(&Recorder::new(recovered.media.clone()));
-                full_check(&store, target()).map_err(|e| format!("full check: {e}"))?
-            }
+        let healthy = if let Some(healthy) = known {
+            healthy
+        } else {
+            let store = self.scenario.appliance.store(&Recorder::new(recovered.media.clone()));
+            full_check(&store, target()).map_err(|e| format!("full check: {e}"))?
         };
         self.healthy.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, healthy);
         ensure(healthy, || "slot 2 is called verified but has bad blocks".into())
@@ -293,6 +283,15 @@ impl Checker<'_> {
         }
         Ok(())
     }
+}
+
+/// An intent stands exactly as long as something is unfinished.
+fn check_intent(recovered: &Recovered) -> Check<()> {
+    let intent = law::intent(&recovered.media.state)?;
+    let unfinished = intent.as_ref().is_some_and(|intent| intent.slot == target());
+    ensure(unfinished == (recovered.outcome == Outcome::Writing), || {
+        format!("slot 2 is {:?}, the intent {intent:?}", recovered.outcome)
+    })
 }
 
 /// Whether two ends are the same but for the sequence number, which rises with each attempt.
