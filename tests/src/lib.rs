@@ -5,6 +5,10 @@
 
 pub mod bench;
 pub mod bus;
+pub mod crash;
 pub mod firmware;
+pub mod iso_writer;
 pub mod lab;
 pub mod polkit;
+pub mod recorder;
+pub mod synthetic;

@@ -1,0 +1,448 @@
+//! Media in memory that log every change in one global order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use sha2::{Digest as _, Sha256};
+use slotd::device::esp::{Esp, EspError};
+use slotd::device::medium::{Medium, MediumError};
+use slotd::device::probe::Readback;
+
+const PAGE: usize = 4096;
+/// What the simulated ESP holds in bytes.
+const ESP_SIZE: u64 = 64 << 20;
+
+/// 4 KiB and, once asked for, their digest.
+#[derive(Debug)]
+struct Page {
+    bytes: [u8; PAGE],
+    digest: OnceLock<[u8; 32]>,
+}
+
+impl Page {
+    fn new(bytes: &[u8; PAGE]) -> Arc<Self> {
+        Arc::new(Self { bytes: *bytes, digest: OnceLock::new() })
+    }
+
+    fn digest(&self) -> &[u8; 32] {
+        self.digest.get_or_init(|| Sha256::digest(self.bytes).into())
+    }
+}
+
+static ZERO: LazyLock<Arc<Page>> = LazyLock::new(|| Page::new(&[0; PAGE]));
+
+/// The content of a medium. Copies share the pages that do not differ.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pages: Vec<Arc<Page>>,
+}
+
+impl Image {
+    /// `size` bytes of zeros, rounded up to 4 KiB.
+    pub fn new(size: usize) -> Self {
+        Self { pages: vec![Arc::clone(&ZERO); size.div_ceil(PAGE)] }
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        (self.pages.len() * PAGE) as u64
+    }
+
+    /// Fills `buf` from `offset`; false when that reaches past the end.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
+        self.pieces(offset, buf.len()).is_some_and(|pieces| {
+            let mut done = 0;
+            for (page, at, len) in pieces {
+                buf[done..done + len].copy_from_slice(&self.pages[page].bytes[at..at + len]);
+                done += len;
+            }
+            true
+        })
+    }
+
+    /// Replaces what lies at `offset` by `data`; false when that reaches past the end.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> bool {
+        self.pieces(offset, data.len()).is_some_and(|pieces| {
+            let mut done = 0;
+            for (page, at, len) in pieces {
+                let mut bytes = self.pages[page].bytes;
+                bytes[at..at + len].copy_from_slice(&data[done..done + len]);
+                self.pages[page] = Page::new(&bytes);
+                done += len;
+            }
+            true
+        })
+    }
+
+    /// Pages that `len` bytes at `offset` touch: number, offset in the page, length.
+    fn pieces(&self, offset: u64, len: usize) -> Option<impl Iterator<Item = (usize, usize, usize)> + use<>> {
+        let start = usize::try_from(offset).ok()?;
+        let end = start.checked_add(len).filter(|end| *end as u64 <= self.size())?;
+        Some((start / PAGE..end.div_ceil(PAGE)).map(move |page| {
+            let from = start.max(page * PAGE);
+            (page, from - page * PAGE, end.min((page + 1) * PAGE) - from)
+        }))
+    }
+
+    /// SHA-256 over the digests of all pages.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for page in &self.pages {
+            hash.update(page.digest());
+        }
+        hash.finalize().into()
+    }
+}
+
+impl PartialEq for Image {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Arc<Page>, &Arc<Page>)| Arc::ptr_eq(a, b) || a.bytes == b.bytes;
+        self.pages.len() == other.pages.len() && self.pages.iter().zip(&other.pages).all(same)
+    }
+}
+
+/// Files of the ESP by name.
+pub type Files = BTreeMap<String, Arc<Content>>;
+
+/// The content of a file and, once asked for, its digest.
+#[derive(Debug)]
+pub struct Content {
+    bytes: Vec<u8>,
+    digest: OnceLock<[u8; 32]>,
+}
+
+impl Content {
+    /// A file with these bytes.
+    pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { bytes, digest: OnceLock::new() })
+    }
+
+    fn digest(&self) -> &[u8; 32] {
+        self.digest.get_or_init(|| Sha256::digest(&self.bytes).into())
+    }
+}
+
+impl Deref for Content {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || self.bytes == other.bytes
+    }
+}
+
+/// Which medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// The state partition.
+    State,
+    /// The slot of this number, from 1.
+    Slot(usize),
+}
+
+/// All media of an appliance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Media {
+    /// The state partition.
+    pub state: Image,
+    /// Slot 1, 2, …
+    pub slots: Vec<Image>,
+    /// The ESP.
+    pub esp: Files,
+}
+
+impl Media {
+    /// Zeros everywhere, and an empty ESP.
+    pub fn new(slots: usize, slot_size: usize) -> Self {
+        Self { state: Image::new(1 << 20), slots: vec![Image::new(slot_size); slots], esp: Files::new() }
+    }
+
+    /// The content of a medium.
+    pub fn image(&mut self, device: Device) -> &mut Image {
+        match device {
+            Device::State => &mut self.state,
+            Device::Slot(number) => &mut self.slots[number - 1],
+        }
+    }
+
+    /// SHA-256 that tells two contents of all media apart.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(self.state.digest());
+        for slot in &self.slots {
+            hash.update(slot.digest());
+        }
+        for (name, content) in &self.esp {
+            hash.update(Sha256::digest(name));
+            hash.update(content.digest());
+        }
+        hash.finalize().into()
+    }
+
+    /// Carries out one change.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Write { device, offset, data } => {
+                self.image(*device).write(*offset, data);
+            }
+            Event::EspCreate { name } => {
+                self.esp.insert(name.clone(), Content::new(Vec::new()));
+            }
+            Event::EspWrite { name, offset, data } => {
+                let at = usize::try_from(*offset).unwrap_or(0);
+                let mut new = self.esp.get(name).map_or_else(Vec::new, |old| old.to_vec());
+                new.resize(new.len().max(at + data.len()), 0);
+                new[at..at + data.len()].copy_from_slice(data);
+                self.esp.insert(name.clone(), Content::new(new));
+            }
+            Event::EspRemove { name } => {
+                self.esp.remove(name);
+            }
+            Event::Flush { .. } | Event::EspSyncFile { .. } | Event::EspSync => {}
+        }
+    }
+}
+
+/// A change of a medium, or a barrier.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes were written.
+    Write {
+        /// Where.
+        device: Device,
+        /// Byte.
+        offset: u64,
+        /// What.
+        data: Arc<[u8]>,
+    },
+    /// Everything written to this medium before is on stable storage.
+    Flush {
+        /// Which one.
+        device: Device,
+    },
+    /// An empty file was made on the ESP.
+    EspCreate {
+        /// Its name.
+        name: String,
+    },
+    /// Bytes were written to it.
+    EspWrite {
+        /// Its name.
+        name: String,
+        /// Byte.
+        offset: u64,
+        /// What.
+        data: Arc<[u8]>,
+    },
+    /// It was synced.
+    EspSyncFile {
+        /// Its name.
+        name: String,
+    },
+    /// It was removed.
+    EspRemove {
+        /// Its name.
+        name: String,
+    },
+    /// The whole ESP was synced.
+    EspSync,
+}
+
+impl std::fmt::Debug for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Write { device, offset, data } => {
+                write!(f, "{device:?}: write {} bytes at {offset}", data.len())
+            }
+            Self::Flush { device } => write!(f, "{device:?}: flush"),
+            Self::EspCreate { name } => write!(f, "ESP: create {name}"),
+            Self::EspWrite { name, offset, data } => {
+                write!(f, "ESP: write {} bytes at {offset} of {name}", data.len())
+            }
+            Self::EspSyncFile { name } => write!(f, "ESP: sync {name}"),
+            Self::EspRemove { name } => write!(f, "ESP: remove {name}"),
+            Self::EspSync => write!(f, "ESP: sync"),
+        }
+    }
+}
+
+/// Called with each event after it was carried out.
+type Watcher = Box<dyn FnMut(&Event) + Send>;
+
+struct Inner {
+    media: Media,
+    log: Vec<Event>,
+    watcher: Option<Watcher>,
+}
+
+/// Media that log what is done to them. Clones are the same media.
+#[derive(Clone)]
+pub struct Recorder(Arc<Mutex<Inner>>);
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Recorder({} events)", self.lock().log.len())
+    }
+}
+
+impl Recorder {
+    /// Media with this content and an empty log.
+    pub fn new(media: Media) -> Self {
+        Self(Arc::new(Mutex::new(Inner { media, log: Vec::new(), watcher: None })))
+    }
+
+    /// Has `watcher` called with each event, on the thread that caused it.
+    pub fn watch(&self, watcher: impl FnMut(&Event) + Send + 'static) {
+        self.lock().watcher = Some(Box::new(watcher));
+    }
+
+    /// What the media hold now.
+    pub fn media(&self) -> Media {
+        self.lock().media.clone()
+    }
+
+    /// What was done to them.
+    pub fn log(&self) -> Vec<Event> {
+        self.lock().log.clone()
+    }
+
+    /// One medium, as slotd takes it.
+    pub fn medium(&self, device: Device) -> Arc<dyn Medium> {
+        let size = self.lock().media.image(device).size();
+        Arc::new(RecordedMedium { recorder: self.clone(), device, size })
+    }
+
+    /// The ESP, as slotd takes it.
+    pub fn esp(&self) -> Arc<dyn Esp> {
+        Arc::new(RecordedEsp(self.clone()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, event: Event) {
+        let mut inner = self.lock();
+        inner.media.apply(&event);
+        if let Some(watcher) = &mut inner.watcher {
+            watcher(&event);
+        }
+        inner.log.push(event);
+    }
+}
+
+#[derive(Debug)]
+struct RecordedMedium {
+    recorder: Recorder,
+    device: Device,
+    size: u64,
+}
+
+impl RecordedMedium {
+    fn fail(&self, operation: &'static str, offset: u64, length: usize) -> MediumError {
+        let path = format!("{:?}", self.device).into();
+        MediumError {
+            path,
+            operation,
+            offset,
+            length: length as u64,
+            source: io::ErrorKind::InvalidInput.into(),
+        }
+    }
+}
+
+impl Medium for RecordedMedium {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), MediumError> {
+        let read = self.recorder.lock().media.image(self.device).read(offset, buf);
+        if read { Ok(()) } else { Err(self.fail("read", offset, buf.len())) }
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), MediumError> {
+        let whole = offset.is_multiple_of(PAGE as u64) && data.len().is_multiple_of(PAGE);
+        let inside = offset.checked_add(data.len() as u64).is_some_and(|end| end <= self.size);
+        if !(whole && inside) {
+            return Err(self.fail("write", offset, data.len()));
+        }
+        self.recorder.record(Event::Write { device: self.device, offset, data: data.into() });
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), MediumError> {
+        self.recorder.record(Event::Flush { device: self.device });
+        Ok(())
+    }
+
+    fn readback(&self) -> Readback {
+        Readback::Direct
+    }
+}
+
+#[derive(Debug)]
+struct RecordedEsp(Recorder);
+
+impl RecordedEsp {
+    fn existing(&self, name: &str, operation: &'static str) -> Result<Arc<Content>, EspError> {
+        let found = self.0.lock().media.esp.get(name).cloned();
+        found.ok_or_else(|| EspError { path: name.into(), operation, source: io::ErrorKind::NotFound.into() })
+    }
+}
+
+impl Esp for RecordedEsp {
+    fn size(&self, name: &str) -> Result<Option<u64>, EspError> {
+        Ok(self.0.lock().media.esp.get(name).map(|content| content.len() as u64))
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<(), EspError> {
+        let content = self.existing(name, "read")?;
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let found = content.get(at..).and_then(|rest| rest.get(..buf.len())).ok_or_else(|| EspError {
+            path: name.into(),
+            operation: "read",
+            source: io::ErrorKind::UnexpectedEof.into(),
+        })?;
+        buf.copy_from_slice(found);
+        Ok(())
+    }
+
+    fn create(&self, name: &str) -> Result<(), EspError> {
+        self.0.record(Event::EspCreate { name: name.into() });
+        Ok(())
+    }
+
+    fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), EspError> {
+        self.existing(name, "write")?;
+        self.0.record(Event::EspWrite { name: name.into(), offset, data: data.into() });
+        Ok(())
+    }
+
+    fn sync_file(&self, name: &str) -> Result<(), EspError> {
+        self.existing(name, "sync")?;
+        self.0.record(Event::EspSyncFile { name: name.into() });
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), EspError> {
+        self.0.record(Event::EspRemove { name: name.into() });
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EspError> {
+        self.0.record(Event::EspSync);
+        Ok(())
+    }
+
+    fn free(&self) -> Result<u64, EspError> {
+        let held: u64 = self.0.lock().media.esp.values().map(|content| content.len() as u64).sum();
+        Ok(ESP_SIZE.saturating_sub(held))
+    }
+}
