@@ -70,7 +70,8 @@ pub enum Content {
     Verified,
     /// Something that must not boot.
     Bad {
-        /// Class, as the contract spells it: `trailer`, `unreadable`, `untrusted`, `corrupt`, `blocks`, `boot-image`.
+        /// Class, as the contract spells it: `trailer`, `unreadable`, `untrusted`, `corrupt`, `blocks`,
+        /// `boot-image`, `deletion`.
         class: &'static str,
         /// One sentence.
         reason: String,
@@ -95,8 +96,12 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
     let deleting = evidence.intent.is_some_and(|intent| intent.action == Action::Delete);
     match (&evidence.trailer, evidence.intent) {
         (TrailerFound::Unreadable(why), _) => bad("unreadable", why, &[]),
-        // A deletion that was cut is carried out: it was asked for, and half of it may have happened.
-        (_, Some(_)) if deleting => Judgement { content: Content::Empty, remaining: &plan::DELETE },
+        // A deletion that was cut is carried out: it was asked for, and half of it may have happened. Where that
+        // fails (a device, not a cut), the slot is not called empty while its trailer still stands.
+        (TrailerFound::Absent, Some(_)) if deleting => {
+            Judgement { content: Content::Empty, remaining: &plan::DELETE }
+        }
+        (_, Some(_)) if deleting => bad("deletion", "its deletion has not ended", &plan::DELETE),
         (TrailerFound::Absent, None) => Judgement { content: Content::Empty, remaining: &[] },
         // Zeros, or a trailer that was being written: either way the install had not ended.
         (TrailerFound::Absent | TrailerFound::Torn(_), Some(_)) => {

@@ -289,7 +289,11 @@ impl Install<'_> {
             let message = format!("this firmware needs {needed} bytes, slot {} has {there}", self.slot.id);
             return Err(StoreError::refused(ErrorKind::NoSpace, message));
         }
-        if let (Some(file), Ok(esp)) = (boot_image::needed(manifest), &self.store.esp) {
+        let esp = self.store.esp.as_ref();
+        let esp = esp.map_err(|why| {
+            StoreError::refused(ErrorKind::Device, format!("the ESP cannot be used: {why}"))
+        })?;
+        if let Some(file) = boot_image::needed(manifest) {
             let there = esp.free()?.saturating_add(esp.size(&boot_image::name(self.slot.id))?.unwrap_or(0));
             if file.size.saturating_add(BLOCK) > there {
                 let message =

@@ -74,7 +74,7 @@ fn assert_rules(evidence: &Evidence<'_>, judged: &Judgement) {
         assert!(good && !found_bad && !deleting);
     }
     if *content == Content::Empty {
-        assert!(deleting || (evidence.trailer == Absent && action.is_none()));
+        assert!(evidence.trailer == Absent && (deleting || action.is_none()));
     }
     if *content == Content::Writing {
         assert_eq!(action, Some(Action::Install));
@@ -84,7 +84,10 @@ fn assert_rules(evidence: &Evidence<'_>, judged: &Judgement) {
     if let Some(class) = class(content) {
         let Content::Bad { reason, .. } = content else { unreachable!() };
         assert!(!reason.is_empty());
-        assert!(["trailer", "unreadable", "untrusted", "corrupt", "blocks", "boot-image"].contains(&class));
+        assert!(
+            ["trailer", "unreadable", "untrusted", "corrupt", "blocks", "boot-image", "deletion"]
+                .contains(&class)
+        );
     }
     // An intent that says nothing any more is dropped, last.
     if action.is_some() && *content != Content::Writing {
@@ -198,7 +201,7 @@ fn the_rows_of_the_format() {
     }
     // A cut after the trailer rolls forward; a cut deletion is carried out.
     assert_eq!(says(&writes(Valid(5))), ("Verified", &SETTLE[..]));
-    assert_eq!(says(&deletes(Valid(5))), ("Empty", &DELETE[..]));
+    assert_eq!(says(&deletes(Valid(5))), ("deletion", &DELETE[..]));
     assert_eq!(says(&deletes(Absent)), ("Empty", &DELETE[..]));
     // A check at rest binds the content that it judged, and no other.
     let (bad, other) = (check(5, Some("1 block")), check(4, Some("1 block")));
