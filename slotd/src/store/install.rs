@@ -47,6 +47,7 @@ struct Header {
 /// One install.
 struct Install<'a> {
     store: &'a Store,
+    index: usize,
     slot: &'a Slot,
     medium: &'a dyn Medium,
     request: &'a InstallRequest,
@@ -68,7 +69,7 @@ impl Store {
         let slot = self.slot(index)?;
         let done = slot
             .medium()
-            .and_then(|medium| Install { store: self, slot, medium, request, progress }.run(image));
+            .and_then(|medium| Install { store: self, index, slot, medium, request, progress }.run(image));
         // Whatever happened: the slot is looked at again, and what is half done before the trailer went is undone.
         if done.is_err() {
             self.settle_slot(index);
@@ -104,7 +105,11 @@ impl Install<'_> {
         // The claim carries the time at which the signature was judged; at rest it is judged at the same.
         installed.installed_at = self.store.judging_time();
         let mut kept = 0;
-        let mut write = || self.write_parts(&mut header, &mut source, &mut kept);
+        let mut write = || {
+            // The trailer is gone: from here on the slot shows what it is, not what it was.
+            self.store.refresh(self.index);
+            self.write_parts(&mut header, &mut source, &mut kept)
+        };
         Change::new(self.store, self.slot)?
             .intent(intent)
             .installed(installed.clone())
