@@ -292,6 +292,7 @@ impl Install<'_> {
             }
         }
         self.refuse_installed(manifest)?;
+        self.refuse_other(manifest)?;
         match self.request.transaction_id.as_ref().zip(self.interrupted()) {
             Some((id, intent)) if *id == intent.transaction && header.resumes.is_none() => {
                 let message = format!(
@@ -319,6 +320,23 @@ impl Install<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A repair writes the same firmware again; over another one it would be a replacement that nobody asked for.
+    fn refuse_other(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let known = self.store.find(self.slot.id).ok().map(|(_, known)| known);
+        let Some(installed) = known.as_ref().and_then(|known| known.installed.as_ref()) else {
+            return Ok(());
+        };
+        let same = installed.manifest.root.verity.root_hash == manifest.root.verity.root_hash;
+        if same || self.request.replace {
+            return Ok(());
+        }
+        let message = format!(
+            "slot {} holds {}, and this is another firmware ({}): repair writes the same one again; ask for replace",
+            self.slot.id, installed.manifest.version, manifest.version
+        );
+        Err(StoreError::refused(ErrorKind::InvalidArgument, message))
     }
 
     /// The interrupted install of this slot.
