@@ -5,7 +5,7 @@ use sps_base::error::ErrorKind;
 
 use super::blocks::{Image, to_usize};
 use super::error::StoreError;
-use super::inspect::{Installed, trailer_at};
+use super::inspect::{Installed, Known, trailer_at};
 use super::scan::{self, BadBlocks, Pace};
 use super::types::{Failure, Progress, VerifyMode, VerifyReport};
 use super::{Reservation, Slot, Store, owners, parts};
@@ -54,8 +54,16 @@ impl Store {
                 return Ok(report);
             }
         };
-        self.remember(slot, sequence, mode, &report)?;
-        self.refresh(index);
+        if self.state.is_lost() {
+            // Nothing can be written down, but what was found is told and shown all the same.
+            if !report.healthy {
+                let content = Content::Bad { class: "blocks", reason: report.summary.clone() };
+                self.show(index, Known { content, ..self.inspect(slot) });
+            }
+        } else {
+            self.remember(slot, sequence, mode, &report)?;
+            self.refresh(index);
+        }
         drop(reservation);
         Ok(report)
     }
