@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -13,10 +13,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use slotd::domain::state::State;
+use sps_base::durable::{self, Record};
 use tempfile::TempDir;
 
 /// How long anything may take that is expected at once.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Bytes of the state medium.
+pub const STATE_SIZE: u64 = 1 << 20;
 
 const BUS_CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -47,6 +52,8 @@ pub struct Layout {
     pub stall_timeout_s: u64,
     /// Directory of trusted roots; an empty one when there is none.
     pub keyring: Option<PathBuf>,
+    /// Whether the state medium holds the record that an installer writes; else zeros, which is a lost state.
+    pub installed_state: bool,
     /// Kernel command line that slotd is shown.
     pub cmdline: String,
     /// More environment for slotd, `WATCHDOG_USEC` for example.
@@ -62,6 +69,7 @@ impl Default for Layout {
             slot_size: 64 << 20,
             stall_timeout_s: 60,
             keyring: None,
+            installed_state: true,
             cmdline: "quiet".to_owned(),
             environment: Vec::new(),
         }
@@ -138,6 +146,14 @@ impl Appliance {
         }
         for number in 1..=layout.slots {
             fs::File::create(dir.path().join(format!("slot-{number}")))?.set_len(layout.slot_size)?;
+        }
+        let state = fs::File::create(dir.path().join("state"))?;
+        state.set_len(STATE_SIZE)?;
+        if layout.installed_state {
+            state.write_all_at(
+                &durable::render(&Record { sequence: 1, payload: State::default().render() })?,
+                0,
+            )?;
         }
         fs::write(dir.path().join("cmdline"), &layout.cmdline)?;
         fs::write(dir.path().join("slotd.toml"), configuration(dir.path(), &layout)?)?;

@@ -1,10 +1,17 @@
 //! Small firmware ISOs to test with, made by the real builder with stock tools.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use anyhow::Context as _;
-use slotd::domain::manifest::UpgradeFrom;
+use anyhow::{Context as _, ensure};
+use sha2::{Digest, Sha256};
+use slotd::domain::manifest::{
+    Boot, File, MANIFEST_NAME, PAYLOAD_ORDER, PIECE, SIGNATURE_NAME, Sha256Hex, UpgradeFrom,
+};
+use sps_images::inspect::inspect;
 use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
 
 /// A build directory of one test program, with a PKI and a tree.
@@ -14,6 +21,7 @@ pub struct Workshop {
     /// The appliance's trusted keys.
     pub pki: Pki,
     root: PathBuf,
+    built: Mutex<BTreeMap<String, Built>>,
 }
 
 impl Workshop {
@@ -21,7 +29,7 @@ impl Workshop {
     pub fn new(directory: &Path) -> anyhow::Result<Self> {
         let dirs = BuildDirs::new(directory)?;
         let pki = Pki::open_or_create(dirs.pki(), "test")?;
-        Ok(Self { dirs, pki, root: directory.to_owned() })
+        Ok(Self { dirs, pki, root: directory.to_owned(), built: Mutex::default() })
     }
 
     /// The keyring directory of an appliance that trusts this workshop.
@@ -40,9 +48,93 @@ impl Workshop {
         Ok(spec)
     }
 
-    /// Builds the ISO of `spec` as `name`.
+    /// The workshop of this test program, made at first use. What an earlier run has left is removed.
+    pub fn shared() -> anyhow::Result<&'static Self> {
+        static SHARED: OnceLock<Result<Workshop, String>> = OnceLock::new();
+        let made = SHARED.get_or_init(|| Self::of_this_process().map_err(|error| format!("{error:#}")));
+        made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    fn of_this_process() -> anyhow::Result<Self> {
+        let test = std::env::current_exe()?;
+        let all =
+            test.ancestors().nth(3).context("the test lies in target/PROFILE/deps")?.join("tmp/workshops");
+        fs::create_dir_all(&all)?;
+        for entry in fs::read_dir(&all)? {
+            let old = entry?.path();
+            let process = Path::new("/proc").join(old.file_name().unwrap_or_default());
+            if !process.exists() {
+                // Another test program may be removing it too.
+                let _ = fs::remove_dir_all(&old);
+            }
+        }
+        Self::new(&all.join(std::process::id().to_string()))
+    }
+
+    /// What `build` makes, built once under this name.
+    pub fn once(
+        &self,
+        name: &str,
+        build: impl FnOnce(&Self) -> anyhow::Result<Built>,
+    ) -> anyhow::Result<Built> {
+        let mut all = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(name) {
+            return Ok(known.clone());
+        }
+        let new = build(self)?;
+        all.insert(name.to_owned(), new.clone());
+        Ok(new)
+    }
+
+    /// The ISO of [`Workshop::spec`] as it is, built once.
+    pub fn sample(&self, version: &str, random_mib: usize) -> anyhow::Result<Built> {
+        let name = format!("{version}-{random_mib}.iso");
+        self.once(&name, |workshop| workshop.build(&workshop.spec(version, random_mib)?, &name))
+    }
+
+    /// Builds the ISO of `spec` as `name`. Stock tools must agree with it.
     pub fn build(&self, spec: &FirmwareSpec, name: &str) -> anyhow::Result<Built> {
-        build_firmware(spec, &self.dirs, &self.pki, Some(&self.root.join(name)))
+        let built = build_firmware(spec, &self.dirs, &self.pki, Some(&self.root.join(name)))?;
+        let report = inspect(&built.iso, &self.keyring(), &self.dirs)?;
+        ensure!(report.ok() || !spec.signed, "stock tools do not agree with {name}:\n{report}");
+        Ok(built)
+    }
+
+    /// Builds it with boot images of 2.5 MiB that nobody could boot, but slotd handles like any other.
+    pub fn build_bootable(&self, spec: &FirmwareSpec, name: &str) -> anyhow::Result<Built> {
+        let plain = self.build(spec, &format!("plain-{name}"))?;
+        let stage = self.dirs.work()?;
+        let files = stage.path().join("FIRMWARE");
+        run(Command::new("xorriso")
+            .args(["-no_rc", "-osirrox", "on", "-indev"])
+            .arg(&plain.iso)
+            .args(["-extract", "/FIRMWARE"])
+            .arg(&files))?;
+        run(Command::new("chmod").args(["-R", "u+w"]).arg(&files))?;
+        let mut manifest = plain.manifest;
+        manifest.boot = Boot::Uki;
+        for part in ["boot.efi", "recovery.efi"] {
+            let bytes = noise(part, 5 << 19);
+            let sum = |bytes: &[u8]| Sha256Hex(Sha256::digest(bytes).into());
+            let pieces = bytes.chunks(usize::try_from(PIECE)?).map(sum).collect();
+            let size = bytes.len() as u64;
+            manifest.files.push(File { name: part.into(), pieces, sha256: sum(&bytes), size });
+            fs::write(files.join(part), bytes)?;
+        }
+        manifest.files.sort_by_key(|file| PAYLOAD_ORDER.iter().position(|name| *name == file.name));
+        let text = manifest.render();
+        fs::write(files.join(MANIFEST_NAME), &text)?;
+        self.pki.sign(&files.join(MANIFEST_NAME), spec.source_date_epoch, &files.join(SIGNATURE_NAME))?;
+        let iso = self.root.join(name);
+        let mut xorriso = Command::new("xorriso");
+        xorriso.args(["-no_rc", "-as", "mkisofs", "-quiet", "-iso-level", "3", "-R", "-U", "-no-pad"]);
+        let order = [MANIFEST_NAME, SIGNATURE_NAME].into_iter().chain(PAYLOAD_ORDER);
+        for (part, weight) in order.filter(|part| files.join(part).exists()).zip((1..=1000).rev()) {
+            xorriso.args(["--sort-weight", &weight.to_string(), &format!("/FIRMWARE/{part}")]);
+        }
+        run(xorriso.arg("-o").arg(&iso).arg("-graft-points").arg(format!("/FIRMWARE={}", files.display())))?;
+        let manifest_sha256 = Sha256Hex(Sha256::digest(text.as_bytes()).into());
+        Ok(Built { size: iso.metadata()?.len(), iso, manifest, manifest_sha256 })
     }
 
     /// Builds it with keys that no appliance of this workshop trusts.
@@ -60,15 +152,26 @@ fn make_tree(tree: &Path, version: &str, random_mib: usize) -> anyhow::Result<()
     fs::write(tree.join("usr/lib/sps/version"), format!("{version}\n"))?;
     fs::write(tree.join("etc/motd"), "A firmware to test with.\n".repeat(400))?;
     std::os::unix::fs::symlink("motd", tree.join("etc/issue"))?;
-    let mut seed =
-        version.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |seed, b| seed.rotate_left(9) ^ u64::from(b));
-    let mut noise = Vec::with_capacity(random_mib << 20);
-    while noise.len() < random_mib << 20 {
+    let noise = noise(version, random_mib << 20);
+    fs::write(tree.join("usr/bin/noise"), noise).context("the test tree cannot be written")
+}
+
+/// `length` bytes of a fixed stream that do not compress.
+fn noise(name: &str, length: usize) -> Vec<u8> {
+    let mut seed = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |seed, b| seed.rotate_left(9) ^ u64::from(b));
+    let mut noise = Vec::with_capacity(length);
+    while noise.len() < length {
         // xorshift64: all that is asked of it is not to compress.
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
         noise.extend_from_slice(&seed.to_le_bytes());
     }
-    fs::write(tree.join("usr/bin/noise"), noise).context("the test tree cannot be written")
+    noise
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod bus;
+pub mod client;
 pub mod crash;
 pub mod firmware;
 pub mod iso_writer;

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use roxmltree::{Document, Node, ParsingOptions};
 use sps_base::dbus::{JobProxy, ManagerProxy, SLOTS1_NAME, SLOTS1_PATH, SLOTS1_XML, SlotProxy, slot_path};
 use sps_base::slot::SlotId;
-use system_tests::bus::Appliance;
+use system_tests::bus::{Appliance, Layout};
+use system_tests::firmware::Workshop;
 use zbus::fdo::{IntrospectableProxy, ObjectManagerProxy, PropertiesProxy};
 use zbus::names::InterfaceName;
 use zbus::wire::Variant;
@@ -58,6 +59,12 @@ async fn introspect(connection: &zbus::Connection, path: &str) -> BTreeMap<Strin
     interfaces(&object.introspect().await.unwrap())
 }
 
+/// One that trusts a keyring, as an install needs it.
+fn appliance() -> anyhow::Result<Appliance> {
+    let keyring = Some(Workshop::shared()?.keyring());
+    Appliance::with(Layout { keyring, ..Layout::default() })
+}
+
 /// An install that waits for the bytes of its image; dropping the second value ends the image.
 async fn waiting_install(connection: &zbus::Connection, slot: u32) -> (String, std::io::PipeWriter) {
     let (image, rest) = std::io::pipe().unwrap();
@@ -69,7 +76,7 @@ async fn waiting_install(connection: &zbus::Connection, slot: u32) -> (String, s
 
 #[tokio::test]
 async fn live_introspection_is_the_reviewed_contract() {
-    let appliance = Appliance::start().unwrap();
+    let appliance = appliance().unwrap();
     let connection = appliance.connect().await.unwrap();
     let (job, _image) = waiting_install(&connection, 1).await;
     let reviewed = interfaces(SLOTS1_XML);
@@ -91,7 +98,7 @@ async fn live_introspection_is_the_reviewed_contract() {
 
 #[tokio::test]
 async fn every_property_has_a_value_of_its_type() {
-    let appliance = Appliance::start().unwrap();
+    let appliance = appliance().unwrap();
     let connection = appliance.connect().await.unwrap();
     let (job, _image) = waiting_install(&connection, 2).await;
     let reviewed = interfaces(SLOTS1_XML);
@@ -114,7 +121,7 @@ async fn every_property_has_a_value_of_its_type() {
 
 #[tokio::test]
 async fn the_object_manager_lists_manager_slots_and_jobs() {
-    let appliance = Appliance::start().unwrap();
+    let appliance = appliance().unwrap();
     let connection = appliance.connect().await.unwrap();
     let (job, _image) = waiting_install(&connection, 1).await;
     let objects = ObjectManagerProxy::builder(&connection).destination(SLOTS1_NAME).path(SLOTS1_PATH);
@@ -139,7 +146,7 @@ fn refusal<T: std::fmt::Debug>(result: zbus::Result<T>) -> (String, String) {
 
 #[tokio::test]
 async fn unknown_and_mistyped_options_are_refused_by_name_and_start_nothing() {
-    let appliance = Appliance::start().unwrap();
+    let appliance = appliance().unwrap();
     let connection = appliance.connect().await.unwrap();
     let manager = ManagerProxy::new(&connection).await.unwrap();
     for (option, value) in [("colour", Variant::from("red")), ("slot", Variant::from("1"))] {

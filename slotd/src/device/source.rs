@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::buffer::is_aligned;
@@ -20,6 +20,11 @@ pub enum SourceError {
     /// The descriptor is of a kind that cannot carry an image.
     #[error("the image must arrive on a regular file, a pipe or a socket that is open for reading")]
     Kind,
+    /// The descriptor does not allow reading.
+    #[error(
+        "the descriptor of the image is not open for reading; open it for reading and hand it over again"
+    )]
+    NotReadable,
     /// The image ends early.
     #[error("the image ends at byte {at}; {wanted} more bytes were expected")]
     Ended {
@@ -90,12 +95,10 @@ impl<'a> Source<'a> {
     ) -> Result<Self, SourceError> {
         let mut file = File::from(descriptor);
         let fail = |source| SourceError::Io { at: base, source };
-        let metadata = file.metadata().map_err(fail)?;
-        // Reopening a file for direct reads must not grant what the caller's own descriptor does not.
-        let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| fail(e.into()))?;
-        if OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE == OFlag::O_WRONLY {
-            return Err(SourceError::Kind);
+        if !is_readable(&file).map_err(fail)? {
+            return Err(SourceError::NotReadable);
         }
+        let metadata = file.metadata().map_err(fail)?;
         let kind = if metadata.is_file() {
             let start = file.stream_position().map_err(fail)?;
             Kind::File { direct: reopen_direct(&file), start, length: metadata.len(), file }
@@ -107,7 +110,7 @@ impl<'a> Source<'a> {
                 Kind::File { direct: reopen_direct(&file), start: 0, length, file }
             } else if kind.is_fifo() || kind.is_socket() {
                 // A larger pipe costs fewer system calls; where the limit forbids it, it stays as it is.
-                let _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+                let _ = fcntl(&file, FcntlArg::F_SETPIPE_SZ(1 << 20));
                 Kind::Stream(file)
             } else {
                 return Err(SourceError::Kind);
@@ -211,6 +214,12 @@ impl std::fmt::Debug for Source<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Source(at byte {})", self.at)
     }
+}
+
+/// Whether the descriptor itself allows reading. Opening it again could allow more than its sender may do.
+fn is_readable(file: &File) -> io::Result<bool> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    Ok(flags & OFlag::O_ACCMODE != OFlag::O_WRONLY && !flags.contains(OFlag::O_PATH))
 }
 
 /// The same file once more, for direct reads: a gigabyte need not pass through the page cache. The descriptor itself

@@ -14,6 +14,11 @@ pub(super) fn state(health: &str) {
     }
 }
 
+/// The trusted keys cannot be used.
+pub(super) fn keyring(why: &str) {
+    tracing::error!(MESSAGE_ID = journal::KEYRING_UNUSABLE, ERROR = why, "keyring: {why}");
+}
+
 pub(super) fn state_reset(reason: &str, sender: &str) {
     tracing::warn!(
         MESSAGE_ID = journal::STATE_RESET,

@@ -80,6 +80,9 @@ pub async fn serve(
     if let Ok((health, _)) = daemon.blocking(|store| Ok(store.state())).await {
         journal::state(&health);
     }
+    if let Some(why) = daemon.store.keyring_error() {
+        journal::keyring(why);
+    }
     let connection =
         daemon.connect(address).await.map_err(|source| ServiceError::Bus { bus: bus.clone(), source })?;
     shell.ready("Ready");

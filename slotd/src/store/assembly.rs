@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use sps_base::journal;
 use sps_base::slot::SlotId;
-use tracing::error;
 
 use super::state_store::StateStore;
 use super::{Slot, Store};
@@ -106,9 +104,6 @@ impl Store {
         let keyring = parts
             .keyring
             .and_then(|(roots, crls)| Keyring::parse(&roots, &crls, now).map_err(|e| describe(&e)));
-        if let Err(why) = &keyring {
-            error!(MESSAGE_ID = journal::KEYRING_UNUSABLE, "the keyring cannot be used: {why}");
-        }
         let slots: Vec<Slot> =
             parts.slots.into_iter().map(|(id, label, medium)| Slot { id, label, medium }).collect();
         let store = Self {

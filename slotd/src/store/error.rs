@@ -68,7 +68,9 @@ impl StoreError {
             Self::Signature(e) => e.kind(),
             Self::Policy(e) => e.kind(),
             Self::Source(e) | Self::Blocks(BlockError::Source(e)) => match e {
-                SourceError::Kind | SourceError::Passed { .. } => ErrorKind::InvalidArgument,
+                SourceError::Kind | SourceError::NotReadable | SourceError::Passed { .. } => {
+                    ErrorKind::InvalidArgument
+                }
                 SourceError::Ended { .. } | SourceError::Stalled { .. } => ErrorKind::MediaCorrupt,
                 SourceError::Cancelled => ErrorKind::Cancelled,
                 SourceError::Io { .. } => ErrorKind::Device,

@@ -49,6 +49,7 @@ struct Header {
 /// One install.
 struct Install<'a> {
     store: &'a Store,
+    index: usize,
     slot: &'a Slot,
     medium: &'a dyn Medium,
     request: &'a InstallRequest,
@@ -70,7 +71,7 @@ impl Store {
         let slot = self.slot(index)?;
         let done = slot
             .medium()
-            .and_then(|medium| Install { store: self, slot, medium, request, progress }.run(image));
+            .and_then(|medium| Install { store: self, index, slot, medium, request, progress }.run(image));
         // Whatever happened: the slot is looked at again, and what is half done before the trailer went is undone.
         if done.is_err() {
             self.settle_slot(index);
@@ -116,7 +117,11 @@ impl Install<'_> {
         // The claim carries the time at which the signature was judged; at rest it is judged at the same.
         installed.installed_at = self.store.judging_time();
         let mut kept = 0;
-        let mut write = || self.write_parts(&mut header, &mut source, &mut kept);
+        let mut write = || {
+            // The trailer is gone: from here on the slot shows what it is, not what it was.
+            self.store.refresh(self.index);
+            self.write_parts(&mut header, &mut source, &mut kept)
+        };
         Change::new(self.store, self.slot)?
             .intent(intent)
             .installed(installed.clone())
@@ -302,6 +307,7 @@ impl Install<'_> {
             }
         }
         self.refuse_installed(manifest)?;
+        self.refuse_other(manifest)?;
         match self.request.transaction_id.as_ref().zip(self.interrupted()) {
             Some((id, intent)) if *id == intent.transaction && header.resumes.is_none() => {
                 let message = format!(
@@ -316,17 +322,6 @@ impl Install<'_> {
 
     fn refuse_installed(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let hash = manifest.root.verity.root_hash;
-        // Repair writes the same firmware again; for another one the caller has to say replace.
-        let held = self.store.slots.iter().position(|slot| slot.id == self.slot.id);
-        let held = held.and_then(|index| self.store.known(index)).and_then(|known| known.installed.clone());
-        let other = held.filter(|held| held.manifest.root.verity.root_hash != hash && !self.request.replace);
-        if let Some(other) = other {
-            let message = format!(
-                "slot {} holds {}, which this image does not repair; delete it or ask for replace",
-                self.slot.id, other.manifest.version
-            );
-            return Err(StoreError::refused(ErrorKind::NoEmptySlot, message));
-        }
         for (index, slot) in self.store.slots.iter().enumerate() {
             let Some(known) = self.store.known(index) else { continue };
             let same = known.installed.as_ref().is_some_and(|i| i.manifest.root.verity.root_hash == hash);
@@ -340,6 +335,23 @@ impl Install<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A repair writes the same firmware again; over another one it would be a replacement that nobody asked for.
+    fn refuse_other(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let known = self.store.find(self.slot.id).ok().map(|(_, known)| known);
+        let Some(installed) = known.as_ref().and_then(|known| known.installed.as_ref()) else {
+            return Ok(());
+        };
+        let same = installed.manifest.root.verity.root_hash == manifest.root.verity.root_hash;
+        if same || self.request.replace {
+            return Ok(());
+        }
+        let message = format!(
+            "slot {} holds {}, which {} does not repair; delete it or ask for replace",
+            self.slot.id, installed.manifest.version, manifest.version
+        );
+        Err(StoreError::refused(ErrorKind::NoEmptySlot, message))
     }
 
     /// The interrupted install of this slot.
@@ -377,8 +389,6 @@ impl Install<'_> {
         source: &mut Source<'_>,
         kept: &mut u64,
     ) -> Result<(), StoreError> {
-        // The trailer is gone: from here on the slot is shown as being written.
-        self.store.refresh_slot(self.slot.id);
         let place = |part: Part| header.layout.get(part).unwrap_or(Extent { offset: 0, size: 0 });
         let held = [
             (Part::Manifest, Some(&header.manifest_bytes)),

@@ -235,13 +235,6 @@ impl Store {
         Failure::new(ErrorKind::SlotEmpty, format!("slot {id} holds no firmware"))
     }
 
-    /// The same, by number.
-    fn refresh_slot(&self, id: SlotId) {
-        if let Some(index) = self.slots.iter().position(|slot| slot.id == id) {
-            self.refresh(index);
-        }
-    }
-
     /// Looks at a slot again and shows the result.
     fn refresh(&self, index: usize) {
         let Some(slot) = self.slots.get(index) else { return };

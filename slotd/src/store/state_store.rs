@@ -51,6 +51,11 @@ impl StateStore {
         Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether nothing valid was found.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self.get().health, Health::Lost(_))
+    }
+
     /// Changes the state: written, flushed and read back before anybody sees it. Refused while the state is lost.
     pub(super) fn update(&self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
         if let Health::Lost(why) = &self.get().health {

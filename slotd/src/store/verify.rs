@@ -7,9 +7,8 @@ use sps_base::error::ErrorKind;
 
 use super::blocks::{Image, to_usize};
 use super::error::StoreError;
-use super::inspect::{Installed, trailer_at};
+use super::inspect::{Installed, Known, read_trailer, trailer_at};
 use super::scan::{self, BadBlocks, Pace};
-use super::state_store::Health;
 use super::types::{Failure, Progress, VerifyMode, VerifyReport};
 use super::{Reservation, Slot, Store, owners, parts};
 use crate::device::buffer::Buffer;
@@ -20,6 +19,7 @@ use crate::domain::layout::Part;
 use crate::domain::manifest::BLOCK;
 use crate::domain::slot_state::Content;
 use crate::domain::state::{Check, CheckKind};
+use crate::domain::trailer::Found;
 use crate::domain::verity::{self, BLOCK_LEN, PER_BLOCK, Tree};
 
 /// Leaves that a quick check reads.
@@ -59,11 +59,16 @@ impl Store {
                 return Ok(report);
             }
         };
-        // Without a state nothing can be remembered, but the answer is still the answer.
-        if self.state.get().health == Health::Valid {
+        if self.state.is_lost() {
+            // Nothing can be written down, but what was found is told and shown all the same.
+            if !report.healthy {
+                let content = Content::Bad { class: "blocks", reason: report.summary.clone() };
+                self.show(index, Known { content, ..self.inspect(slot) });
+            }
+        } else {
             self.remember(slot, sequence, mode, &report)?;
+            self.refresh(index);
         }
-        self.refresh(index);
         drop(reservation);
         Ok(report)
     }
@@ -95,11 +100,24 @@ impl Store {
 
     /// The report on a slot whose trailer, manifest or signature does not verify: nothing proves the rest.
     fn unreadable(medium: &dyn Medium, content: &Content) -> VerifyReport {
-        let reason = match content {
-            Content::Bad { class, reason } => format!("{class}: {reason}"),
-            _ => "the slot holds no firmware".into(),
+        let (class, reason) = match content {
+            Content::Bad { class, reason } => (*class, format!("{class}: {reason}")),
+            _ => ("trailer", "the slot holds no firmware".into()),
         };
-        let block = trailer_at(medium) / BLOCK;
+        let part = match class {
+            "corrupt" => Some(Part::Manifest),
+            "untrusted" => Some(Part::Signature),
+            _ => None,
+        };
+        let place = match (part, read_trailer(medium)) {
+            (Some(part), Ok(Found::Valid(trailer))) => {
+                trailer.parts.into_iter().find(|(p, place)| *p == part && place.end() <= medium.size())
+            }
+            _ => None,
+        };
+        let (owner, at) =
+            place.map_or(("trailer", trailer_at(medium)), |(part, place)| (part.name(), place.offset));
+        let block = at / BLOCK;
         VerifyReport {
             healthy: false,
             summary: reason,
@@ -108,7 +126,7 @@ impl Store {
             first_bad: Some(block),
             last_bad: Some(block),
             extents: vec![(block, 1)],
-            owners: vec!["trailer, manifest or signature".into()],
+            owners: vec![owner.into()],
             missed_chance: 0.0,
         }
     }

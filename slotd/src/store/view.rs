@@ -52,6 +52,11 @@ impl Store {
         }
     }
 
+    /// Why no signature can be trusted, where that is so.
+    pub fn keyring_error(&self) -> Option<&str> {
+        self.keyring.as_ref().err().map(String::as_str)
+    }
+
     fn warnings(&self, slots: &[SlotView]) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Health::Lost(why) = &self.state.get().health {
