@@ -293,7 +293,7 @@ async fn other_products_lower_epochs_foreign_and_missing_signatures_are_refused(
     for (built, name, code) in [
         (build("other.iso", |spec| spec.product = "other".into()), "Incompatible", 12),
         (build("epoch-2.iso", |spec| spec.security_epoch = 2), "EpochTooOld", 13),
-        (build("unsigned.iso", |spec| spec.signed = false), "MediaCorrupt", 15),
+        (build("unsigned.iso", |spec| spec.signed = false), "SignatureInvalid", 10),
         (workshop.once("foreign", foreign).unwrap(), "Untrusted", 11),
     ] {
         assert_eq!(client.install_file(&built.iso, &[]).await.ended(), ("failed".into(), name.into()));
