@@ -85,7 +85,8 @@ impl Answer {
 pub fn ended(job: &Job, style: Style) -> Answer {
     let problem = job.problem();
     let text = match (job.kind.as_str(), &problem) {
-        ("verify", _) if job.state == "done" => verify_text(job, style),
+        // What damage was found is shown however slotd ends such a job.
+        ("verify", _) if job.result.contains_key("healthy") => verify_text(job, style),
         ("install", None) => install_text(job, style),
         (_, None) => format!("job {} is done\n", job.number),
         (_, Some(_)) => String::new(),
@@ -241,15 +242,16 @@ warning           the key is weak
     #[test]
     fn damage_is_named_and_exits_as_slot_bad() {
         let extents: Vec<_> = (0..10).map(|n| [n * 10, 1]).collect();
-        let job = job(
+        let mut job = job(
             "verify",
-            "done",
+            "failed",
             json!({
                 "healthy": false, "summary": "10 blocks are bad", "blocks_checked": 262_144, "blocks_bad": 10,
                 "first_bad": 0, "last_bad": 90, "extents": extents,
                 "owners": ["file /usr/bin/x\x1b", "superblock"], "missed_chance": 0.0
             }),
         );
+        job.error = Some(JobError { name: "SlotBad".into(), message: "10 blocks are bad".into() });
         let answer = ended(&job, Style::PLAIN);
         assert_eq!(
             answer.text,
