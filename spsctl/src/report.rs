@@ -158,7 +158,9 @@ fn verify_text(job: &Job, style: Style) -> String {
     }
     fields.extend(missed_chance(job).map(|chance| ("may have missed", chance)));
     fields.extend(took(job).map(|time| ("time", time)));
-    format!("slot {} is {word}: {summary}\n{}", job.slot, list(&fields))
+    // Of a slot that is not healthy the error says the summary.
+    let summary = if healthy { format!(": {summary}") } else { String::new() };
+    format!("slot {} is {word}{summary}\n{}", job.slot, list(&fields))
 }
 
 /// Runs of bad blocks as `first+count`.
@@ -256,7 +258,7 @@ warning           the key is weak
         assert_eq!(
             answer.text,
             "\
-slot 2 is not healthy: 10 blocks are bad
+slot 2 is not healthy
 checked     262144 blocks, 10 bad
 bad blocks  0 to 90
 extents     0+1, 10+1, 20+1, 30+1, 40+1, 50+1, 60+1, 70+1 and 2 more, see --json
