@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod bus;
+pub mod demo;
 pub mod firmware;
 pub mod lab;
 pub mod polkit;
