@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::Parser;
+use slotd::device::scheduling;
 use slotd::settings::{Settings, read_settings, read_standard_settings};
 use slotd::store::{Environment, Store};
 use sps_base::service;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    scheduling::return_large_buffers();
     let settings = match arguments.config.as_slice() {
         [] => read_standard_settings()?,
         files => read_settings(files)?,
@@ -60,7 +62,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         now: unix_now,
         hardware: hardware(&settings, Path::new("/sys/class/dmi/id/product_name")),
     };
-    let store = Store::open(&settings, environment).context("cannot open the slots")?;
+    let store = Store::open(&settings, environment);
     service::run(async |shell| {
         slotd::service::serve(store, arguments.bus.as_deref(), unix_now, shell).await
     })??;

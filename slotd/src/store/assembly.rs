@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use sps_base::journal;
 use sps_base::slot::SlotId;
+use tracing::error;
 
 use super::state_store::StateStore;
-use super::{Failure, Slot, Store};
+use super::{Slot, Store};
 use crate::device::esp::{DirectoryEsp, Esp};
 use crate::device::medium::{FileMedium, Medium};
 use crate::domain::signature::Keyring;
@@ -61,10 +63,9 @@ pub struct Assembly {
     pub environment: Environment,
 }
 
-impl Store {
-    /// Opens what the configuration names, carries out what an interruption left to do, and looks at every slot.
-    /// A device that cannot be opened is a state of its slot, not an error. Blocks for as long as the devices do.
-    pub fn open(settings: &Settings, environment: Environment) -> Result<Self, Failure> {
+impl Assembly {
+    /// What the configuration names. A device that cannot be opened is a state of its slot, not an error.
+    pub fn from_settings(settings: &Settings, environment: Environment) -> Self {
         let open = |path: &Path| match FileMedium::open(path) {
             Ok(medium) => Ok(Arc::new(medium) as Arc<dyn Medium>),
             Err(e) => Err(e.to_string()),
@@ -73,7 +74,7 @@ impl Store {
             Ok(esp) => Ok(Arc::new(esp) as Arc<dyn Esp>),
             Err(e) => Err(e.to_string()),
         };
-        Ok(Self::assemble(Assembly {
+        Self {
             product: settings.compatible.clone(),
             hardware: settings.hardware.clone().unwrap_or_else(|| environment.hardware.clone()),
             stall: settings.stall_timeout,
@@ -87,7 +88,15 @@ impl Store {
             state: open(&settings.state),
             read_back: true,
             environment,
-        }))
+        }
+    }
+}
+
+impl Store {
+    /// Opens what the configuration names, carries out what an interruption left to do, and looks at every slot.
+    /// Blocks for as long as the devices do.
+    pub fn open(settings: &Settings, environment: Environment) -> Self {
+        Self::assemble(Assembly::from_settings(settings, environment))
     }
 
     /// A store of these parts, settled and looked at.
@@ -97,6 +106,9 @@ impl Store {
         let keyring = parts
             .keyring
             .and_then(|(roots, crls)| Keyring::parse(&roots, &crls, now).map_err(|e| describe(&e)));
+        if let Err(why) = &keyring {
+            error!(MESSAGE_ID = journal::KEYRING_UNUSABLE, "the keyring cannot be used: {why}");
+        }
         let slots: Vec<Slot> =
             parts.slots.into_iter().map(|(id, label, medium)| Slot { id, label, medium }).collect();
         let store = Self {

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use sps_base::error::ErrorKind;
+use sps_base::journal;
+use tracing::info;
 
 use super::blocks::{self, Image, SEGMENT, to_usize};
 use super::change::Change;
@@ -88,11 +90,20 @@ impl Install<'_> {
         let mut header = if self.request.offset == 0 {
             self.header_from_image(&mut source)?
         } else {
-            self.header_from_slot(&mut source)?
+            self.header_from_slot()?
         };
         self.admit(&header)?;
         let total = header.index.parts.iter().map(|(_, extent)| extent.size).sum();
         self.progress.begin("writing", total);
+        if let Some(intent) = &header.resumes {
+            info!(
+                MESSAGE_ID = journal::INSTALL_RESUMED,
+                SLOT = self.slot.id.get(),
+                "install {} of slot {} goes on",
+                intent.transaction,
+                self.slot.id
+            );
+        }
         let intent = self.intent(&header);
         let transaction = intent.transaction.clone();
         let mut installed = Installed {
@@ -189,7 +200,7 @@ impl Install<'_> {
 
     /// Reads and proves the same from the slot that an interrupted install has left, for an image that arrives from
     /// its middle on.
-    fn header_from_slot(&self, source: &mut Source<'_>) -> Result<Header, StoreError> {
+    fn header_from_slot(&self) -> Result<Header, StoreError> {
         let gone = || {
             StoreError::refused(
                 ErrorKind::InvalidArgument,
@@ -225,7 +236,6 @@ impl Install<'_> {
         let tree_at = layout.get(Part::Verity).ok_or_else(gone)?.offset;
         let tree_head = read(tree_at, parts::tree_head_len(&tree), u64::MAX)?;
         parts::prove_tree_head(&mut tree, &tree_head, &verity::superblock(&manifest)).map_err(|_| gone())?;
-        source.skip_to(self.request.offset, &mut [])?;
         let resumes = Some(intent);
         Ok(Header {
             index,
@@ -351,6 +361,8 @@ impl Install<'_> {
         source: &mut Source<'_>,
         kept: &mut u64,
     ) -> Result<(), StoreError> {
+        // The trailer is gone: from here on the slot is shown as being written.
+        self.store.refresh_slot(self.slot.id);
         let place = |part: Part| header.layout.get(part).unwrap_or(Extent { offset: 0, size: 0 });
         let held = [
             (Part::Manifest, Some(&header.manifest_bytes)),

@@ -24,7 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use sps_base::error::ErrorKind;
+use sps_base::journal;
 use sps_base::slot::SlotId;
+use tracing::info;
 
 pub use assembly::{Assembly, Environment, SlotMedium};
 pub use reserve::Reservation;
@@ -35,7 +37,7 @@ pub use types::{
 use crate::device::esp::Esp;
 use crate::device::medium::Medium;
 use crate::domain::layout::Part;
-use crate::domain::plan;
+use crate::domain::plan::{self, Step};
 use crate::domain::signature::Keyring;
 use crate::domain::slot_state::Content;
 use crate::domain::state::{Action, Intent, State};
@@ -160,6 +162,14 @@ impl Store {
         if known.remaining.is_empty() {
             return;
         }
+        if known.remaining.contains(&Step::CopyBootImage) {
+            let id = slot.id;
+            info!(
+                MESSAGE_ID = journal::BOOT_IMAGE_REPAIRED,
+                SLOT = id.get(),
+                "boot image of slot {id} is copied from the slot"
+            );
+        }
         if let Ok(mut change) = Change::new(self, slot) {
             change = change.intent_of(self.intent_of(slot.id));
             if let Some(installed) = known.installed {
@@ -220,6 +230,13 @@ impl Store {
 
     fn empty(id: SlotId) -> Failure {
         Failure::new(ErrorKind::SlotEmpty, format!("slot {id} holds no firmware"))
+    }
+
+    /// The same, by number.
+    fn refresh_slot(&self, id: SlotId) {
+        if let Some(index) = self.slots.iter().position(|slot| slot.id == id) {
+            self.refresh(index);
+        }
     }
 
     /// Looks at a slot again and shows the result.

@@ -61,8 +61,11 @@ impl Store {
 
     /// Holds a slot for a check at rest. Answers at once.
     pub fn reserve_verify(&self, slot: SlotId) -> Result<Reservation, Failure> {
-        self.filled(slot)?;
-        self.hold(slot, None)
+        let (_, known) = self.find(slot)?;
+        match known.content {
+            Content::Empty | Content::Writing => Err(Self::empty(slot)),
+            Content::Verified | Content::Bad { .. } => self.hold(slot, None),
+        }
     }
 
     pub(super) fn reserve_for_writing(&self, slot: SlotId) -> Result<Reservation, Failure> {

@@ -7,6 +7,7 @@ use super::blocks::{Image, to_usize};
 use super::error::StoreError;
 use super::inspect::{Installed, trailer_at};
 use super::scan::{self, BadBlocks, Pace};
+use super::state_store::Health;
 use super::types::{Failure, Progress, VerifyMode, VerifyReport};
 use super::{Reservation, Slot, Store, owners, parts};
 use crate::device::buffer::Buffer;
@@ -45,6 +46,8 @@ impl Store {
     ) -> Result<VerifyReport, Failure> {
         let (index, _) = self.find(reservation.slot())?;
         let slot = self.slot(index)?;
+        // A boot image that is missing or different is rebuilt first, so that the check judges what is then there.
+        self.settle_slot(index);
         let report = self.check(slot, mode, scheduled, progress);
         scheduling::trim_memory();
         let (sequence, report) = match report? {
@@ -54,7 +57,10 @@ impl Store {
                 return Ok(report);
             }
         };
-        self.remember(slot, sequence, mode, &report)?;
+        // Without a state nothing can be remembered, but the answer is still the answer.
+        if self.state.get().health == Health::Valid {
+            self.remember(slot, sequence, mode, &report)?;
+        }
         self.refresh(index);
         drop(reservation);
         Ok(report)

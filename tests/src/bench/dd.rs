@@ -44,45 +44,6 @@ impl Contender for Dd {
     }
 }
 
-/// `dd bs=4M iflag=direct` of as much of a device as the image is long, to nowhere.
-#[derive(Debug)]
-pub struct DdRead {
-    device: PathBuf,
-    len: u64,
-    log: PathBuf,
-}
-
-impl DdRead {
-    /// Reads `device`.
-    pub fn new(stage: &Stage, device: &Path) -> Result<Self> {
-        Ok(Self {
-            device: device.to_owned(),
-            len: stage.image_len(),
-            log: stage.subdir("dd-read")?.join("log"),
-        })
-    }
-}
-
-impl Contender for DdRead {
-    fn name(&self) -> &'static str {
-        "dd (read)"
-    }
-
-    fn prepare(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn run(&mut self) -> Result<Sample> {
-        let mut command = copy(&self.device, Path::new("/dev/null"));
-        timed(command.args(["iflag=direct,count_bytes", &format!("count={}", self.len)]), &self.log)
-    }
-
-    /// The exit code says it.
-    fn check(&mut self) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// `dd bs=4M` from one path to another; the caller adds the flags.
 pub(super) fn copy(from: &Path, to: &Path) -> Command {
     let mut command = Command::new("dd");

@@ -9,19 +9,22 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use self::dd::{Dd, DdRead};
+use self::dd::Dd;
 use self::limits::Limits;
-use self::pairing::{Contender, Runner};
+use self::ours::{Install, NoReadBack, Verify};
+use self::pairing::Runner;
 use self::rauc::Rauc;
 use self::stage::{MIB, Stage};
 use self::swupdate::SwUpdate;
 use self::table::Row;
-use self::veritysetup::{Verity, VeritySetup};
+use self::veritysetup::VeritySetup;
 
 pub mod bus;
+pub mod daemon;
 pub mod dd;
 pub mod limits;
 pub mod loopdev;
+pub mod ours;
 pub mod pairing;
 pub mod process;
 pub mod rauc;
@@ -58,16 +61,50 @@ struct Benchmark {
 }
 
 const BENCHMARKS: &[Benchmark] = &[
+    Benchmark { name: "install/rauc", measure: install_rauc },
     Benchmark {
-        name: "floor/rauc",
-        measure: |stage, runner| floor("rauc", &mut Dd::new(stage)?, &mut Rauc::new(stage)?, runner),
+        name: "install/swupdate",
+        measure: |stage, runner| {
+            let pairs = runner.pair(&mut Install::new(stage)?, &mut SwUpdate::new(stage)?)?;
+            Ok(vec![Row::paired(("install", "swupdate"), "s", &pairs, |sample| sample.seconds)?])
+        },
     },
     Benchmark {
-        name: "floor/swupdate",
-        measure: |stage, runner| floor("swupdate", &mut Dd::new(stage)?, &mut SwUpdate::new(stage)?, runner),
+        name: "install/rauc-nr",
+        measure: |stage, runner| {
+            let pairs = runner.pair(&mut NoReadBack::new(stage)?, &mut Rauc::new(stage)?)?;
+            Ok(vec![Row::paired(("install", "rauc-nr"), "s", &pairs, |sample| sample.seconds)?])
+        },
     },
-    Benchmark { name: "floor/veritysetup", measure: floor_of_verify },
+    Benchmark {
+        name: "raw/dd",
+        measure: |stage, runner| {
+            let pairs = runner.pair(&mut Install::new(stage)?, &mut Dd::new(stage)?)?;
+            Ok(vec![Row::paired(("raw", "dd"), "s", &pairs, |sample| sample.seconds)?])
+        },
+    },
+    Benchmark { name: "tail/s-per-gib", measure: daemon::tail },
+    Benchmark {
+        name: "verify/veritysetup",
+        measure: |stage, runner| {
+            let mut ours = Verify::new(stage)?;
+            let mut rival = VeritySetup::new(stage, ours.verity())?;
+            let pairs = runner.pair(&mut ours, &mut rival)?;
+            Ok(vec![Row::paired(("verify", "veritysetup"), "s", &pairs, |sample| sample.seconds)?])
+        },
+    },
+    Benchmark { name: "status/p99-ms", measure: daemon::status },
+    Benchmark { name: "idle/rest", measure: daemon::idle },
 ];
+
+/// Time and memory of the same pairs.
+fn install_rauc(stage: &Stage, runner: &Runner) -> Result<Vec<Row>> {
+    let pairs = runner.pair(&mut Install::new(stage)?, &mut Rauc::new(stage)?)?;
+    Ok(vec![
+        Row::paired(("install", "rauc"), "s", &pairs, |sample| sample.seconds)?,
+        Row::paired(("install", "rss"), "MiB", &pairs, |sample| sample.peak_rss_mib)?,
+    ])
+}
 
 /// Runs what `args` names, prints the table beside the limits of the machine, and writes the JSON if asked.
 pub fn run(args: &Args) -> Result<()> {
@@ -114,27 +151,6 @@ fn select(names: &[String]) -> Result<Vec<&'static Benchmark>> {
         .collect())
 }
 
-/// How far a rival is above `dd`, which stands in the place of ours: seconds, and MiB of memory.
-fn floor(
-    metric: &str,
-    dd: &mut dyn Contender,
-    rival: &mut dyn Contender,
-    runner: &Runner,
-) -> Result<Vec<Row>> {
-    let pairs = runner.pair(dd, rival)?;
-    Ok(vec![
-        Row::paired(("floor", metric), "s", &pairs, |sample| sample.seconds)?,
-        Row::paired(("floor", &format!("{metric}-rss")), "MiB", &pairs, |sample| sample.peak_rss_mib)?,
-    ])
-}
-
-/// The same for a check at rest, of a slot that holds random data and its hash tree, against a mere read of it.
-fn floor_of_verify(stage: &Stage, runner: &Runner) -> Result<Vec<Row>> {
-    let slot = stage.slot("verity")?;
-    let mut rival = VeritySetup::new(stage, Verity::format(stage, &slot)?)?;
-    floor("veritysetup", &mut DdRead::new(stage, slot.path())?, &mut rival, runner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,9 +163,9 @@ mod tests {
     #[test]
     fn names_are_groups_or_full_names() {
         assert_eq!(chosen(&[]).unwrap().len(), BENCHMARKS.len());
-        assert_eq!(chosen(&["floor/swupdate"]).unwrap(), ["floor/swupdate"]);
-        assert_eq!(chosen(&["floor"]).unwrap(), ["floor/rauc", "floor/swupdate", "floor/veritysetup"]);
-        let error = chosen(&["flor"]).unwrap_err().to_string();
-        assert!(error.contains("flor") && error.contains("floor/rauc"), "{error}");
+        assert_eq!(chosen(&["install/swupdate"]).unwrap(), ["install/swupdate"]);
+        assert_eq!(chosen(&["install"]).unwrap(), ["install/rauc", "install/swupdate", "install/rauc-nr"]);
+        let error = chosen(&["install/dd"]).unwrap_err().to_string();
+        assert!(error.contains("install/dd") && error.contains("install/rauc"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! The scratch directory of a run: the image, the slots, a key pair. All of it goes when the stage is dropped.
 
+use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::loopdev::{LoopDevice, detach_left_over};
+use super::ours::Firmware;
 use super::process::output_of;
 
 /// One MiB.
@@ -26,6 +28,7 @@ pub struct Stage {
     dir: PathBuf,
     image: PathBuf,
     image_len: u64,
+    firmware: OnceCell<Firmware>,
     _only_one: Flock<File>,
 }
 
@@ -46,7 +49,13 @@ impl Stage {
         detach_left_over(&scratch)?;
         remove_dir(&scratch)?;
         fs::create_dir(&scratch)?;
-        let stage = Self { image: scratch.join("image"), dir: scratch, image_len: len, _only_one: lock };
+        let stage = Self {
+            image: scratch.join("image"),
+            dir: scratch,
+            image_len: len,
+            firmware: OnceCell::new(),
+            _only_one: lock,
+        };
         write_random(&stage.image, len)?;
         Ok(stage)
     }
@@ -59,6 +68,15 @@ impl Stage {
     /// Its length in bytes.
     pub fn image_len(&self) -> u64 {
         self.image_len
+    }
+
+    /// The firmware ISO with the image in it; built when it is first asked for.
+    pub fn firmware(&self) -> Result<&Firmware> {
+        if let Some(firmware) = self.firmware.get() {
+            return Ok(firmware);
+        }
+        let firmware = Firmware::build(self)?;
+        Ok(self.firmware.get_or_init(|| firmware))
     }
 
     /// A new empty directory in the scratch directory; its name begins with `name`.
