@@ -18,7 +18,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         );
     }
     let start = Instant::now();
-    // The profile of development: what hashes and compresses is optimised there too, and it builds in a third of the time.
+    // The profile of development: it optimises what hashes, and shares most of its build with this program and the tests.
     process::run(process::cargo().args([
         "build",
         "--quiet",

@@ -12,6 +12,7 @@ mod typos;
 mod units;
 mod workspace;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -19,7 +20,6 @@ use clap::{Parser, Subcommand};
 use packages::For;
 use sps_images::BuildDirs;
 use sps_images::cli::ImageArgs;
-use system_tests::bench;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every multi-step job of the repository")]
@@ -43,7 +43,12 @@ enum Task {
     /// Build and inspect firmware images
     Image(ImageArgs),
     /// Measure ours against RAUC, SWUpdate, veritysetup and dd
-    Bench(bench::Args),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure, and how: `cargo xtask bench --help`
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Judge the systemd units: exposure and correctness
     Units,
 }
@@ -54,7 +59,7 @@ fn main() -> ExitCode {
         Task::Test => gate::run(),
         Task::Rows { json } => rows::run(json),
         Task::Image(args) => image(&args).map(|()| true),
-        Task::Bench(args) => packages::ensure(For::Bench).and_then(|()| bench::run(&args)).map(|()| true),
+        Task::Bench { arguments } => bench(&arguments).map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };
     match done {
@@ -65,6 +70,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is measured is what ships: the release build, in a program of its own.
+fn bench(arguments: &[OsString]) -> Result<()> {
+    packages::ensure(For::Bench)?;
+    let packages = ["--package", "slotd", "--package", "spsctl", "--package", "system-tests"];
+    process::run(process::cargo().args(["build", "--release", "--locked", "--bins"]).args(packages))?;
+    process::run(process::command(workspace::root().join("target/release/bench")).args(arguments))
 }
 
 fn image(args: &ImageArgs) -> Result<()> {
