@@ -85,7 +85,8 @@ impl Answer {
 pub fn ended(job: &Job, style: Style) -> Answer {
     let problem = job.problem();
     let text = match (job.kind.as_str(), &problem) {
-        ("verify", _) if job.state == "done" => verify_text(job, style),
+        // What damage was found is shown however slotd ends such a job.
+        ("verify", _) if job.result.contains_key("healthy") => verify_text(job, style),
         ("install", None) => install_text(job, style),
         (_, None) => format!("job {} is done\n", job.number),
         (_, Some(_)) => String::new(),
@@ -157,7 +158,9 @@ fn verify_text(job: &Job, style: Style) -> String {
     }
     fields.extend(missed_chance(job).map(|chance| ("may have missed", chance)));
     fields.extend(took(job).map(|time| ("time", time)));
-    format!("slot {} is {word}: {summary}\n{}", job.slot, list(&fields))
+    // Of a slot that is not healthy the error says the summary.
+    let summary = if healthy { format!(": {summary}") } else { String::new() };
+    format!("slot {} is {word}{summary}\n{}", job.slot, list(&fields))
 }
 
 /// Runs of bad blocks as `first+count`.
@@ -241,20 +244,21 @@ warning           the key is weak
     #[test]
     fn damage_is_named_and_exits_as_slot_bad() {
         let extents: Vec<_> = (0..10).map(|n| [n * 10, 1]).collect();
-        let job = job(
+        let mut job = job(
             "verify",
-            "done",
+            "failed",
             json!({
                 "healthy": false, "summary": "10 blocks are bad", "blocks_checked": 262_144, "blocks_bad": 10,
                 "first_bad": 0, "last_bad": 90, "extents": extents,
                 "owners": ["file /usr/bin/x\x1b", "superblock"], "missed_chance": 0.0
             }),
         );
+        job.error = Some(JobError { name: "SlotBad".into(), message: "10 blocks are bad".into() });
         let answer = ended(&job, Style::PLAIN);
         assert_eq!(
             answer.text,
             "\
-slot 2 is not healthy: 10 blocks are bad
+slot 2 is not healthy
 checked     262144 blocks, 10 bad
 bad blocks  0 to 90
 extents     0+1, 10+1, 20+1, 30+1, 40+1, 50+1, 60+1, 70+1 and 2 more, see --json

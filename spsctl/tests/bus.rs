@@ -150,9 +150,10 @@ fn detached_job_is_found_again() {
 #[test]
 fn unhealthy_slot_is_reported_and_exits_as_slot_bad() {
     let stage = Stage::new(Part::Succeed);
-    let (code, text, _) = run(&stage, &["verify", "2", "--full", "--scheduled"]);
+    let (code, text, complaint) = run(&stage, &["verify", "2", "--full", "--scheduled"]);
     assert_eq!(code, Some(21));
-    assert!(text.starts_with("slot 2 is not healthy: 1 block is bad\n"), "{text}");
+    assert!(complaint.ends_with("error: 1 block is bad\n"), "{complaint}");
+    assert!(text.starts_with("slot 2 is not healthy\n"), "{text}");
     assert!(text.contains("damaged  file /usr/bin/x\n"), "{text}");
     assert_eq!(stage.seen(|seen| seen.calls.clone()), ["Verify full [\"scheduled\"]"]);
 }

@@ -58,6 +58,14 @@ pub struct Layout {
     pub cmdline: String,
     /// More environment for slotd, `WATCHDOG_USEC` for example.
     pub environment: Vec<(String, String)>,
+    /// In which directory the appliance gets its own; the system's for temporary files when not said.
+    pub parent: Option<PathBuf>,
+    /// How the name of its own begins.
+    pub prefix: &'static str,
+    /// Directory of the programs; built when not said.
+    pub programs: Option<PathBuf>,
+    /// What starts slotd and the bus: a program that becomes the one that it is given.
+    pub launcher: &'static [&'static str],
 }
 
 impl Default for Layout {
@@ -72,7 +80,20 @@ impl Default for Layout {
             installed_state: true,
             cmdline: "quiet".to_owned(),
             environment: Vec::new(),
+            parent: None,
+            prefix: "sps-test-",
+            programs: None,
+            launcher: &["env"],
         }
+    }
+}
+
+impl Layout {
+    fn launch(&self) -> Command {
+        let mut words = self.launcher.iter();
+        let mut command = Command::new(words.next().unwrap_or(&"env"));
+        command.args(words);
+        command
     }
 }
 
@@ -138,7 +159,8 @@ impl Appliance {
 
     /// Makes everything but does not start slotd yet.
     pub fn without_slotd(layout: Layout) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("sps-test-").tempdir()?;
+        let parent = layout.parent.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new().prefix(layout.prefix).tempdir_in(parent)?;
         // Callers of other users must reach the bus socket.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         for directory in ["keyring", "esp/EFI/Linux"] {
@@ -157,7 +179,7 @@ impl Appliance {
         }
         fs::write(dir.path().join("cmdline"), &layout.cmdline)?;
         fs::write(dir.path().join("slotd.toml"), configuration(dir.path(), &layout)?)?;
-        let bus = start_bus(dir.path())?;
+        let bus = start_bus(dir.path(), &layout)?;
         let notifications = UnixDatagram::bind(dir.path().join("notify"))?;
         notifications.set_read_timeout(Some(Duration::from_millis(50)))?;
         Ok(Self { dir, layout, bus, slotd: None, notifications })
@@ -166,8 +188,13 @@ impl Appliance {
     /// Starts slotd, again after [`Self::stop_slotd`] or [`Self::kill_slotd`], and waits until it is ready.
     pub fn start_slotd(&mut self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.path("slotd.log"))?;
-        let mut command = Command::new(program("slotd")?);
+        let slotd = match &self.layout.programs {
+            Some(directory) => directory.join("slotd"),
+            None => program("slotd")?,
+        };
+        let mut command = self.layout.launch();
         command
+            .arg(slotd)
             .arg("--config")
             .arg(self.path("slotd.toml"))
             .args(["--bus", &self.address(), "--cmdline"])
@@ -309,10 +336,12 @@ fn configuration(dir: &Path, layout: &Layout) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn start_bus(dir: &Path) -> anyhow::Result<Child> {
+fn start_bus(dir: &Path, layout: &Layout) -> anyhow::Result<Child> {
     let config = dir.join("bus.conf");
     fs::write(&config, BUS_CONFIG.replace("@SOCKET@", &dir.join("bus").display().to_string()))?;
-    let mut bus = Command::new("dbus-daemon")
+    let mut bus = layout
+        .launch()
+        .arg("dbus-daemon")
         .arg(format!("--config-file={}", config.display()))
         .args(["--nofork", "--nopidfile", "--nosyslog", "--print-address"])
         .stdin(Stdio::null())

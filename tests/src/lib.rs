@@ -7,6 +7,7 @@ pub mod bench;
 pub mod bus;
 pub mod client;
 pub mod crash;
+pub mod demo;
 pub mod firmware;
 pub mod iso_writer;
 pub mod lab;

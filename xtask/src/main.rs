@@ -1,5 +1,6 @@
 //! Every multi-step job of the repository, as `cargo xtask NAME`.
 
+mod demo;
 mod dependencies;
 mod gate;
 mod packages;
@@ -11,9 +12,14 @@ mod typos;
 mod units;
 mod workspace;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use packages::For;
+use sps_images::BuildDirs;
+use sps_images::cli::ImageArgs;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every multi-step job of the repository")]
@@ -24,6 +30,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build firmware from a real Debian tree, then install, tamper, damage, kill and resume; ends with `demo: PASS`
+    Demo(system_tests::demo::Args),
     /// Check format, lints, documentation, dependencies and units, then run every test
     Test,
     /// Print which row of the specification is shown by which test, and its result
@@ -32,15 +40,27 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Build and inspect firmware images
+    Image(ImageArgs),
+    /// Measure ours against RAUC, SWUpdate, veritysetup and dd
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure, and how: `cargo xtask bench --help`
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Judge the systemd units: exposure and correctness
     Units,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
+        Task::Demo(args) => demo::run(&args),
         Task::Test => gate::run(),
         Task::Rows { json } => rows::run(json),
-        Task::Units => packages::ensure(packages::For::Test).and_then(|()| units::check().map(|()| true)),
+        Task::Image(args) => image(&args).map(|()| true),
+        Task::Bench { arguments } => bench(&arguments).map(|()| true),
+        Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -50,4 +70,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is measured is what ships: the release build, in a program of its own.
+fn bench(arguments: &[OsString]) -> Result<()> {
+    packages::ensure(For::Bench)?;
+    let packages = ["--package", "slotd", "--package", "spsctl", "--package", "system-tests"];
+    process::run(process::cargo().args(["build", "--release", "--locked", "--bins"]).args(packages))?;
+    process::run(process::command(workspace::root().join("target/release/bench")).args(arguments))
+}
+
+fn image(args: &ImageArgs) -> Result<()> {
+    packages::ensure(For::Test)?;
+    sps_images::cli::run(args, &BuildDirs::new(workspace::scratch())?)
 }

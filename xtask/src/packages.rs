@@ -9,7 +9,7 @@ use crate::process;
 /// What a package is needed for. A task needs what is listed for it and for those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum For {
-    /// `cargo xtask test` and `demo`.
+    /// `cargo xtask test`, `demo` and `image`.
     Test,
     /// `cargo xtask bench`.
     Bench,
@@ -18,6 +18,7 @@ pub(crate) enum For {
 /// Package, a program of it (for systems without dpkg; a path when it has none), and what needs it.
 const TABLE: &[(&str, &str, For)] = &[
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt", For::Test),
+    ("coreutils", "timeout", For::Test),
     ("cryptsetup-bin", "veritysetup", For::Test),
     ("dbus", "dbus-daemon", For::Test),
     ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg", For::Test),
@@ -27,6 +28,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("faketime", "faketime", For::Test),
     ("git", "git", For::Test),
     ("mmdebstrap", "mmdebstrap", For::Test),
+    ("mount", "mount", For::Test),
     ("mtools", "mcopy", For::Test),
     ("openssl", "openssl", For::Test),
     ("polkitd", "pkaction", For::Test),
@@ -37,6 +39,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("util-linux", "setpriv", For::Test),
     ("xorriso", "xorriso", For::Test),
     ("zstd", "zstd", For::Test),
+    ("cpio", "cpio", For::Bench),
     ("rauc", "rauc", For::Bench),
     ("squashfs-tools", "mksquashfs", For::Bench),
     ("swupdate", "swupdate", For::Bench),
@@ -98,6 +101,13 @@ mod tests {
     fn only_fully_installed_packages_count() {
         let known = "dbus installed\ngit config-files\nzstd not-installed\n";
         assert_eq!(missing(&["dbus", "git", "zstd", "rauc"], known), ["git", "zstd", "rauc"]);
+    }
+
+    #[test]
+    fn every_tool_of_the_image_builder_is_listed() {
+        for package in sps_images::tool::PACKAGES {
+            assert!(TABLE.iter().any(|(name, ..)| *name == package), "{package}");
+        }
     }
 
     #[test]

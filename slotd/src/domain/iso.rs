@@ -44,7 +44,7 @@ impl Index {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsoError {
     /// No primary volume descriptor.
-    #[error("no ISO 9660 volume at byte {0}; this is no firmware ISO")]
+    #[error("no ISO 9660 volume at byte {0}")]
     NoVolume(u64),
     /// A field of the volume descriptor or of a directory record has a value that the format does not allow.
     #[error("byte {at}: {field} is {found}; expected {expected}")]
@@ -76,7 +76,7 @@ pub enum IsoError {
     )]
     DirectoryTooFar(u64),
     /// `/FIRMWARE` or a file of it is missing.
-    #[error("{0} is missing; this is no firmware ISO")]
+    #[error("{0} is missing{note}", note = if *.0 == SIGNATURE_NAME { ", so it is not signed" } else { "" })]
     Missing(&'static str),
     /// A firmware ISO without its signature.
     #[error("{SIGNATURE_NAME} is missing: the image is not signed")]

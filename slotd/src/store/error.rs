@@ -16,7 +16,7 @@ use crate::domain::verity::TreeError;
 /// Everything that can go wrong below the store.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
-    #[error("not a firmware ISO that can be taken: {0}")]
+    #[error("not a usable firmware ISO: {0}")]
     Iso(#[from] IsoError),
     #[error(transparent)]
     Signature(#[from] SignatureError),

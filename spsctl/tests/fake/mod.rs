@@ -359,6 +359,9 @@ fn end(shared: &Shared) {
     job.result = if job.kind == "install" {
         vec![("version", Scripted::Text("2.2.0")), ("bytes_written", Scripted::Number(100 << 20))]
     } else {
+        // As slotd ends a check that finds damage: failed, and still with its result.
+        job.state = "failed";
+        job.error = ("org.spsagent.Error.SlotBad".to_owned(), "1 block is bad".to_owned());
         vec![
             ("healthy", Scripted::Truth(false)),
             ("summary", Scripted::Text("1 block is bad")),

@@ -1,0 +1,226 @@
+//! The firmware ISOs: two real ones, and what no appliance takes.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use slotd::domain::iso::{self, Head};
+use slotd::domain::layout::{Extent, Part};
+use slotd::domain::manifest::UpgradeFrom;
+use sps_images::{Built, FirmwareSpec, Pki, Source, build_firmware};
+
+use super::Setting;
+use super::machine::Machine;
+use super::transcript::Transcript;
+
+/// Security epoch of the two real ones.
+const EPOCH: u32 = 2;
+/// Where slotd lies in the firmware, as its unit says.
+pub(super) const SLOTD_IN_ROOT: &str = "/usr/lib/sps/slotd";
+
+/// All ISOs, in the machine's directory.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    /// 8.0.1.
+    pub(super) old: Built,
+    /// 8.0.2.
+    pub(super) new: Built,
+}
+
+impl Shelf {
+    /// Builds them all.
+    pub(super) fn build(
+        setting: &Setting<'_>,
+        machine: &Machine,
+        transcript: &mut Transcript,
+    ) -> Result<Self> {
+        transcript.heading("Two firmware ISOs from a real Debian 13 tree, with our slotd in it");
+        // Made before the two builds, which would only wait for each other.
+        let tree = sps_images::debian::debian_tree(setting.dirs)?;
+        let overlay = machine.path("overlay");
+        lay_out_overlay(setting, machine, &overlay)?;
+        let start = Instant::now();
+        let build = |version: &str| {
+            let mut spec = FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay.clone()) });
+            spec.security_epoch = EPOCH;
+            spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
+            spec.notes = format!("# Version {version}\n\n- slotd proves every block before it is written.\n");
+            let iso = machine.path(&format!("firmware-{version}.iso"));
+            build_firmware(&spec, setting.dirs, &machine.pki, Some(&iso))
+        };
+        let (old, new) = std::thread::scope(|scope| {
+            let new = scope.spawn(|| build("8.0.2"));
+            (build("8.0.1"), new.join())
+        });
+        machine.stop.check()?;
+        let shelf = Self { old: old?, new: new.map_err(|_| anyhow::anyhow!("the build failed"))?? };
+        Transcript::say(format!(
+            "both built in {:.1} s from {}",
+            start.elapsed().as_secs_f64(),
+            tree.display()
+        ));
+        for built in [&shelf.old, &shelf.new] {
+            Transcript::say(format!(
+                "{}: {} bytes, root {} bytes, manifest sha256 {}",
+                name(&built.iso),
+                built.size,
+                built.manifest.root.size,
+                built.manifest_sha256
+            ));
+        }
+        machine.size_slots(shelf.old.size.max(shelf.new.size))?;
+        shelf.agree(machine, transcript)?;
+        Ok(shelf)
+    }
+
+    /// OpenSSL has not heard of us, and agrees with the signature.
+    fn agree(&self, machine: &Machine, transcript: &mut Transcript) -> Result<()> {
+        for part in [Part::Manifest, Part::Signature, Part::Boot] {
+            let bytes = read(&self.new.iso, place(&self.new.iso, part)?)?;
+            fs::write(machine.path(part.name()), bytes)?;
+        }
+        let root = machine.pki.keyring_dir().join("root.pem");
+        let ran = machine.console.tool(&format!(
+            "openssl cms -verify -binary -inform DER -in manifest.p7s -content manifest.json -purpose any \
+             -CAfile {} -out /dev/null",
+            root.display()
+        ))?;
+        transcript.check(ran.code == 0, "stock openssl verifies the signature of 8.0.2");
+        Ok(())
+    }
+}
+
+/// What an appliance of this product would run: slotd, spsctl, their configuration, and the trusted keys.
+fn lay_out_overlay(setting: &Setting<'_>, machine: &Machine, overlay: &Path) -> Result<()> {
+    let put = |from: PathBuf, to: &str| {
+        let target = overlay.join(to.trim_start_matches('/'));
+        fs::create_dir_all(target.parent().context("no directory")?)?;
+        fs::copy(&from, &target).with_context(|| from.display().to_string())?;
+        anyhow::Ok(())
+    };
+    put(setting.programs.join("slotd"), SLOTD_IN_ROOT)?;
+    put(setting.programs.join("spsctl"), "/usr/bin/spsctl")?;
+    for (from, to) in [
+        ("slotd.service", "/usr/lib/systemd/system/slotd.service"),
+        ("slotd.toml", "/usr/lib/sps/slotd.toml"),
+        ("dbus-1/system.d/org.spsagent.Slots1.conf", "/usr/share/dbus-1/system.d/org.spsagent.Slots1.conf"),
+        (
+            "dbus-1/system-services/org.spsagent.Slots1.service",
+            "/usr/share/dbus-1/system-services/org.spsagent.Slots1.service",
+        ),
+        (
+            "polkit-1/actions/org.spsagent.slots1.policy",
+            "/usr/share/polkit-1/actions/org.spsagent.slots1.policy",
+        ),
+        ("sysusers.d/sps.conf", "/usr/lib/sysusers.d/sps.conf"),
+        ("tmpfiles.d/sps.conf", "/usr/lib/tmpfiles.d/sps.conf"),
+    ] {
+        put(setting.units.join(from), to)?;
+    }
+    for key in fs::read_dir(machine.pki.keyring_dir())? {
+        let key = key?;
+        put(key.path(), &format!("/usr/lib/sps/keyring/{}", key.file_name().display()))?;
+    }
+    Ok(())
+}
+
+/// A small ISO that is refused by its head already, so that no real tree is needed.
+pub(super) fn build_small(
+    machine: &Machine,
+    file: &str,
+    pki: &Pki,
+    change: impl FnOnce(&mut FirmwareSpec),
+) -> Result<()> {
+    let tree = machine.path("small-tree");
+    fs::create_dir_all(tree.join("etc"))?;
+    fs::write(tree.join("etc/motd"), "A small firmware.\n")?;
+    let mut spec = FirmwareSpec::new("8.0.3", Source::Tree(tree));
+    spec.security_epoch = EPOCH;
+    spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
+    change(&mut spec);
+    build_firmware(&spec, &machine.dirs, pki, Some(&machine.path(file)))?;
+    Ok(())
+}
+
+/// The first `length` bytes of a file as another one.
+pub(super) fn copy_head(from: &Path, to: &Path, length: u64) -> Result<()> {
+    io::copy(&mut File::open(from)?.take(length), &mut File::create(to)?)?;
+    Ok(())
+}
+
+/// Inverts the lowest bit of one byte in place; doing it again undoes it.
+pub(super) fn flip(path: &Path, offset: u64) -> Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    file.write_all_at(&[byte[0] ^ 1], offset)?;
+    Ok(file.sync_all()?)
+}
+
+/// Where a part lies on an ISO.
+pub(super) fn place(iso: &Path, part: Part) -> Result<Extent> {
+    let file = File::open(iso)?;
+    let available = Some(file.metadata()?.len());
+    let mut head = Vec::new();
+    loop {
+        match iso::parse_head(&head, available)? {
+            Head::Complete(index) => return index.get(part).with_context(|| format!("no {}", part.name())),
+            Head::Needs(length) => {
+                head.resize(usize::try_from(length)?, 0);
+                file.read_exact_at(&mut head, 0)?;
+            }
+        }
+    }
+}
+
+fn read(path: &Path, place: Extent) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(place.size)?];
+    File::open(path)?.read_exact_at(&mut bytes, place.offset)?;
+    Ok(bytes)
+}
+
+/// The file's name without its directories.
+pub(super) fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().display().to_string()
+}
+
+/// Where a file's content lies in a root image, as `dump.erofs` says: offset and length of each
+/// extent.
+pub(super) fn extents_of(dump: &str) -> Vec<(u64, u64)> {
+    let lines = dump.lines().filter(|line| line.contains("..") && line.contains(" | "));
+    lines
+        .filter_map(|line| {
+            // index: from..to | length : from..to | length
+            let numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+            match numbers.collect::<Vec<u64>>().as_slice() {
+                [_, _, _, _, from, _, length] => Some((*from, *length)),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_read() {
+        let dump = "Size: 9  On-disk size: 9\n\n Ext:   logical offset   |  length :     physical offset    |  length\n   0:        0..   11042 |   11042 :    9572352..   9576448 |    4096 \n";
+        assert_eq!(extents_of(dump), [(9_572_352, 4096)]);
+        assert_eq!(extents_of(""), []);
+    }
+
+    #[test]
+    fn a_flip_undoes_itself() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "abc").unwrap();
+        flip(file.path(), 1).unwrap();
+        assert_eq!(fs::read(file.path()).unwrap(), b"acc");
+        flip(file.path(), 1).unwrap();
+        assert_eq!(fs::read(file.path()).unwrap(), b"abc");
+    }
+}
