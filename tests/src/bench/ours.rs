@@ -27,25 +27,27 @@ pub struct Firmware {
     pub root: Extent,
     /// Root hash, hexadecimal.
     pub root_hash: String,
+    keys: PathBuf,
     keyring: PathBuf,
 }
 
 impl Firmware {
     /// Builds it: an uncompressed EROFS with the image as its only file.
     pub fn build(stage: &Stage) -> Result<Self> {
-        Self::build_of(stage, |file| Ok(fs::hard_link(stage.image(), file)?))
+        Self::build_of(stage, None, |file| Ok(fs::hard_link(stage.image(), file)?))
     }
 
-    /// Another one, a quarter as long.
+    /// Another one by the same signer, a quarter as long.
     pub fn build_other(stage: &Stage) -> Result<Self> {
-        Self::build_of(stage, |file| {
+        let keys = stage.firmware()?.keys.as_path();
+        Self::build_of(stage, Some(keys), |file| {
             let mut part = File::open(stage.image())?.take(stage.image_len() / 4);
             std::io::copy(&mut part, &mut File::create(file)?)?;
             Ok(())
         })
     }
 
-    fn build_of(stage: &Stage, image: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+    fn build_of(stage: &Stage, keys: Option<&Path>, image: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let dir = stage.subdir("firmware")?;
         let tree = dir.join("tree");
         fs::create_dir(&tree)?;
@@ -53,7 +55,8 @@ impl Firmware {
         let mut spec = FirmwareSpec::new("1.0.0", Source::Tree(tree));
         spec.compress = false;
         let dirs = BuildDirs::new(dir.join("build"))?;
-        let pki = Pki::open_or_create(dirs.pki(), "bench")?;
+        let keys = keys.map_or_else(|| dirs.pki(), Path::to_path_buf);
+        let pki = Pki::open_or_create(&keys, "bench")?;
         let built = build_firmware(&spec, &dirs, &pki, Some(&dir.join("firmware.iso")))?;
         let mut head = Vec::new();
         File::open(&built.iso)?.take(MAX_HEAD).read_to_end(&mut head)?;
@@ -62,7 +65,7 @@ impl Firmware {
         };
         let root = index.get(Part::Root).context("no root image in the ISO")?;
         let root_hash = built.manifest.root.verity.root_hash.to_string();
-        Ok(Self { iso: built.iso, root, root_hash, keyring: pki.keyring_dir() })
+        Ok(Self { iso: built.iso, root, root_hash, keyring: pki.keyring_dir(), keys })
     }
 }
 
