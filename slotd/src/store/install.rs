@@ -34,13 +34,10 @@ use crate::domain::verity::{self, Tree};
 /// What must be right before anything is written, held in memory: at most 1 MiB each, the tree's top 4.1 MiB.
 struct Header {
     index: Index,
-    manifest_bytes: Vec<u8>,
-    signature_bytes: Vec<u8>,
     manifest: Verified<Manifest>,
     layout: Layout,
-    notes: Vec<u8>,
-    news: Option<Vec<u8>>,
-    tree_head: Vec<u8>,
+    /// What is written from memory: manifest, signature, texts, and the top of the tree.
+    held: Vec<(Part, Vec<u8>)>,
     tree: Tree,
     /// The interrupted install that this one goes on with.
     resumes: Option<Intent>,
@@ -89,7 +86,7 @@ impl Install<'_> {
         let cancelled = || self.progress.is_cancelled();
         let mut source = Source::new(image, self.request.offset, self.store.stall, &cancelled)?;
         self.progress.begin("reading the image's header", 0);
-        let mut header = if self.request.offset == 0 {
+        let header = if self.request.offset == 0 {
             self.header_from_image(&mut source)?
         } else {
             self.header_from_slot()?
@@ -120,7 +117,7 @@ impl Install<'_> {
         let mut write = || {
             // The trailer is gone: from here on the slot shows what it is, not what it was.
             self.store.refresh(self.index);
-            self.write_parts(&mut header, &mut source, &mut kept)
+            self.write_parts(&header, &mut source, &mut kept)
         };
         Change::new(self.store, self.slot)?
             .intent(intent)
@@ -149,14 +146,14 @@ impl Install<'_> {
 
     /// Reads and proves everything up to the top of the tree from the image itself.
     fn header_from_image(&self, source: &mut Source<'_>) -> Result<Header, StoreError> {
-        let mut head = Vec::new();
+        let mut start = Vec::new();
         let index = loop {
-            match iso::parse_head(&head, source.length())? {
+            match iso::parse_head(&start, source.length())? {
                 Head::Complete(index) => break index,
                 Head::Needs(len) => {
-                    let have = head.len();
-                    head.resize(to_usize(len), 0);
-                    source.read(&mut head[have..])?;
+                    let have = start.len();
+                    start.resize(to_usize(len), 0);
+                    source.read(&mut start[have..])?;
                 }
             }
         };
@@ -164,44 +161,26 @@ impl Install<'_> {
         let signature_bytes = read_part(source, &index, Part::Signature, MAX_SIGNATURE)?;
         let manifest = self.verify(&manifest_bytes, &signature_bytes)?;
         check_sizes(&index, &manifest)?;
-        let text = |source: &mut Source<'_>, part: Part| match manifest.file(part.name()) {
-            None => Ok(None),
-            Some(file) => {
-                let bytes = read_part(source, &index, part, file.size)?;
-                let found = parts::sha256(&bytes);
-                if found != file.sha256 {
-                    return Err(StoreError::Content {
-                        file: part.name(),
-                        at: 0,
-                        expected: file.sha256,
-                        found,
-                    });
-                }
-                Ok(Some(bytes))
-            }
-        };
         // Policy comes before any further byte is asked for; it is asked again, with the rest, in `admit`.
         self.policy(&manifest)?;
-        let notes = text(source, Part::Notes)?.unwrap_or_default();
-        let news = text(source, Part::News)?;
+        let layout = Layout::of(&manifest, manifest_bytes.len() as u64, signature_bytes.len() as u64);
+        let mut held = vec![(Part::Manifest, manifest_bytes), (Part::Signature, signature_bytes)];
+        for part in [Part::Notes, Part::News] {
+            let Some(file) = manifest.file(part.name()) else { continue };
+            let bytes = read_part(source, &index, part, file.size)?;
+            let (expected, found) = (file.sha256, parts::sha256(&bytes));
+            if found != expected {
+                return Err(StoreError::Content { file: part.name(), at: 0, expected, found });
+            }
+            held.push((part, bytes));
+        }
         let mut tree = Tree::new(&manifest);
         let tree_head = read_part(source, &index, Part::Verity, parts::tree_head_len(&tree))?;
         parts::prove_tree_head(&mut tree, &tree_head, &verity::superblock(&manifest))?;
-        let sha256 = parts::sha256(&manifest_bytes);
+        held.push((Part::Verity, tree_head));
+        let sha256 = Sha256Hex(manifest.identity().0);
         let resumes = self.interrupted().filter(|intent| intent.manifest == sha256);
-        let layout = Layout::of(&manifest, manifest_bytes.len() as u64, signature_bytes.len() as u64);
-        Ok(Header {
-            index,
-            manifest_bytes,
-            signature_bytes,
-            manifest,
-            layout,
-            notes,
-            news,
-            tree_head,
-            tree,
-            resumes,
-        })
+        Ok(Header { index, manifest, layout, held, tree, resumes })
     }
 
     /// Reads and proves the same from the slot that an interrupted install has left, for an image that arrives from
@@ -230,31 +209,18 @@ impl Install<'_> {
         let signature_bytes = read(signature_at, size(Part::Signature)?, MAX_SIGNATURE)?;
         let manifest = self.verify(&manifest_bytes, &signature_bytes)?;
         let layout = Layout::of(&manifest, manifest_bytes.len() as u64, signature_bytes.len() as u64);
-        let text = |part: Part| match (manifest.file(part.name()), layout.get(part)) {
-            (Some(file), Some(place)) => {
-                parts::read(self.medium, part, file, place).map(Some).map_err(|_| gone())
+        let mut held = vec![(Part::Manifest, manifest_bytes), (Part::Signature, signature_bytes)];
+        for part in [Part::Notes, Part::News] {
+            if let (Some(file), Some(place)) = (manifest.file(part.name()), layout.get(part)) {
+                held.push((part, parts::read(self.medium, part, file, place).map_err(|_| gone())?));
             }
-            _ => Ok(None),
-        };
-        let notes = text(Part::Notes)?.unwrap_or_default();
-        let news = text(Part::News)?;
+        }
         let mut tree = Tree::new(&manifest);
         let tree_at = layout.get(Part::Verity).ok_or_else(gone)?.offset;
         let tree_head = read(tree_at, parts::tree_head_len(&tree), u64::MAX)?;
         parts::prove_tree_head(&mut tree, &tree_head, &verity::superblock(&manifest)).map_err(|_| gone())?;
-        let resumes = Some(intent);
-        Ok(Header {
-            index,
-            manifest_bytes,
-            signature_bytes,
-            manifest,
-            layout,
-            notes,
-            news,
-            tree_head,
-            tree,
-            resumes,
-        })
+        held.push((Part::Verity, tree_head));
+        Ok(Header { index, manifest, layout, held, tree, resumes: Some(intent) })
     }
 
     fn verify(&self, manifest: &[u8], signature: &[u8]) -> Result<Verified<Manifest>, StoreError> {
@@ -363,7 +329,7 @@ impl Install<'_> {
     }
 
     fn intent(&self, header: &Header) -> Intent {
-        let sha256 = parts::sha256(&header.manifest_bytes);
+        let sha256 = Sha256Hex(header.manifest.identity().0);
         let earlier = header.resumes.as_ref().map(|intent| intent.transaction.clone());
         let newest = self.store.newest_sequence();
         Intent {
@@ -385,20 +351,13 @@ impl Install<'_> {
     /// Step 4: tree, small files, boot images, then data.
     fn write_parts(
         &self,
-        header: &mut Header,
+        header: &Header,
         source: &mut Source<'_>,
         kept: &mut u64,
     ) -> Result<(), StoreError> {
-        let place = |part: Part| header.layout.get(part).unwrap_or(Extent { offset: 0, size: 0 });
-        let held = [
-            (Part::Manifest, Some(&header.manifest_bytes)),
-            (Part::Signature, Some(&header.signature_bytes)),
-            (Part::Notes, Some(&header.notes)),
-            (Part::News, header.news.as_ref()),
-            (Part::Verity, Some(&header.tree_head)),
-        ];
-        for (part, bytes) in held.into_iter().filter_map(|(part, bytes)| Some((part, bytes?))) {
-            parts::write(self.medium, place(part).offset, bytes)?;
+        for (part, bytes) in &header.held {
+            let Some(place) = header.layout.get(*part) else { continue };
+            parts::write(self.medium, place.offset, bytes)?;
             self.progress.advance(bytes.len() as u64);
         }
         self.medium.flush()?;
@@ -425,8 +384,8 @@ impl Install<'_> {
         let in_place = header.resumes.is_some()
             && parts::prove_leaf_hashes(&header.tree, self.medium, to.offset).is_ok();
         if in_place {
-            *kept += from.size - header.tree_head.len() as u64;
-            self.progress.advance(from.size - header.tree_head.len() as u64);
+            *kept += from.size - parts::tree_head_len(&header.tree);
+            self.progress.advance(from.size - parts::tree_head_len(&header.tree));
         } else {
             self.progress.set_next_offset(from.offset);
             parts::receive_leaf_hashes(source, from, &header.tree, self.medium, to.offset, self.progress)?;
@@ -461,15 +420,8 @@ impl Install<'_> {
 
     /// Reads back what was written from memory.
     fn prove_held(&self, header: &Header) -> Result<(), StoreError> {
-        let held = [
-            (Part::Manifest, Some(&header.manifest_bytes)),
-            (Part::Signature, Some(&header.signature_bytes)),
-            (Part::Notes, Some(&header.notes)),
-            (Part::News, header.news.as_ref()),
-            (Part::Verity, Some(&header.tree_head)),
-        ];
-        for (part, bytes) in held.into_iter().filter_map(|(part, bytes)| Some((part, bytes?))) {
-            let Some(place) = header.layout.get(part) else { continue };
+        for (part, bytes) in &header.held {
+            let Some(place) = header.layout.get(*part) else { continue };
             let mut back = vec![0; bytes.len()];
             self.medium.read_at(place.offset, &mut back)?;
             if back != *bytes {
