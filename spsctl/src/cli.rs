@@ -174,7 +174,7 @@ pub struct VerifyArgs {
     /// Check every block
     #[arg(long, group = "mode")]
     pub full: bool,
-    /// Check the signature and random blocks [default]
+    /// Check the signature and random blocks (default)
     #[arg(long, group = "mode")]
     pub quick: bool,
     /// Read with idle priority, so that nothing else is slowed down
