@@ -32,7 +32,7 @@ pub(super) fn before_the_first_write(
 
     Transcript::say("unsigned: built without manifest.p7s");
     build_small(machine, "unsigned.iso", &machine.pki, |spec| spec.signed = false)?;
-    refused(machine, transcript, "unsigned.iso", ErrorKind::MediaCorrupt, &["manifest.p7s"])?;
+    refused(machine, transcript, "unsigned.iso", ErrorKind::SignatureInvalid, &["manifest.p7s"])?;
 
     Transcript::say("foreign: signed by somebody whom this appliance does not trust");
     let foreign = Pki::open_or_create(machine.path("foreign-pki"), "Somebody else")?;
