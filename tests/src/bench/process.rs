@@ -244,13 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_this_process_can_be_read() {
+    fn figures_of_a_process_can_be_read() {
         let pid = std::process::id();
         assert!(peak_rss_mib(pid).unwrap() > 0.5);
         assert!(pss_mib(pid).unwrap() > 0.1);
-        let before = voluntary_switches(pid).unwrap();
-        thread::sleep(Duration::from_millis(2));
-        assert!(voluntary_switches(pid).unwrap() > before);
         assert!(peak_rss_mib(u32::MAX).is_err());
+        // A process of one thread: the sum over this one's would shrink when another test's thread ends.
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut input = cat.stdin.take().unwrap();
+        let before = voluntary_switches(cat.id()).unwrap();
+        let woken = wait_until("cat wakes for its input", || {
+            input.write_all(b"x")?;
+            Ok(voluntary_switches(cat.id())? > before)
+        });
+        drop(input);
+        cat.wait().unwrap();
+        woken.unwrap();
     }
 }
