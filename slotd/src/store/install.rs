@@ -105,14 +105,13 @@ impl Install<'_> {
         }
         let intent = self.intent(&header);
         let transaction = intent.transaction.clone();
-        let mut installed = Installed {
+        let installed = Installed {
             manifest: header.manifest.clone(),
             layout: header.layout.clone(),
             sequence: intent.sequence,
-            installed_at: 0,
+            // The claim carries the time at which the signature was judged; at rest it is judged at the same.
+            installed_at: self.store.judging_time(),
         };
-        // The claim carries the time at which the signature was judged; at rest it is judged at the same.
-        installed.installed_at = self.store.judging_time();
         let mut kept = 0;
         let mut write = || {
             // The trailer is gone: from here on the slot shows what it is, not what it was.

@@ -101,9 +101,6 @@ impl Store {
     /// Empties a slot.
     pub fn delete(&self, id: SlotId) -> Result<(), Failure> {
         let (index, known) = self.find(id)?;
-        if id == SlotId::RECOVERY {
-            return Err(Failure::new(ErrorKind::InvalidArgument, "the recovery image cannot be deleted"));
-        }
         self.refuse_in_use(id)?;
         if known.content == Content::Empty {
             return Err(Self::empty(id));
