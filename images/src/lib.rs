@@ -18,4 +18,5 @@ pub mod tool;
 pub use dirs::BuildDirs;
 pub use firmware::{Built, build_firmware};
 pub use pki::Pki;
+pub use root::uuid as root_uuid;
 pub use spec::{FirmwareSpec, Source};

@@ -98,7 +98,7 @@ fn seed(purpose: &str, product: &str) -> [u8; 32] {
 }
 
 /// The first 128 bits of a hash in the spelling of a UUID.
-pub(crate) fn uuid(hash: &[u8; 32]) -> String {
+pub fn uuid(hash: &[u8; 32]) -> String {
     let digits = hex::encode(&hash[..16]);
     let part = |from: usize, to: usize| digits[from..to].to_owned();
     [part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-")

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File as Handle};
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -14,8 +13,9 @@ use slotd::domain::manifest::{
     Sha256Hex, UpgradeFrom, Verity, parse_utc,
 };
 use slotd::domain::verity::{self, Geometry, Hasher};
-use sps_images::Pki;
+use sps_images::{BuildDirs, Pki, root_uuid};
 
+use crate::firmware::judge;
 use crate::iso_writer;
 
 const BUILD_DATE: &str = "2026-01-01T00:00:00Z";
@@ -67,9 +67,12 @@ impl Synthetic {
             .filter_map(|name| Some((name, *contents.get(name)?)))
             .collect();
         let image = iso_writer::write(&files);
-        let mut iso = tempfile::tempfile_in(work)?;
-        iso.write_all(&image)?;
-        std::io::Seek::rewind(&mut iso)?;
+        let path = work.join(format!("{version}.iso"));
+        fs::write(&path, &image)?;
+        // Noise is no file system, and nothing here says that it is one.
+        judge(&path, &pki.keyring_dir(), &BuildDirs::new(work.join("judge"))?, &["file system"])?;
+        let iso = Handle::open(&path)?;
+        fs::remove_file(&path)?;
         Ok(Self { manifest, boot, iso, iso_len: image.len() as u64 })
     }
 
@@ -87,7 +90,7 @@ fn describe(version: &str, root: &[u8], notes: &[u8], boot: &[u8], recovery: &[u
         hash_block: 4096,
         root_hash: Sha256Hex([0; 32]),
         salt: hex::encode(Sha256::digest("salt")),
-        uuid: "01234567-89ab-cdef-0123-456789abcdef".into(),
+        uuid: root_uuid(&sha256(root).0),
     };
     let mut manifest = Manifest {
         boot: Boot::Uki,
