@@ -169,8 +169,12 @@ struct Queue {
 struct Pool<'a> {
     image: Image<'a>,
     read_back: bool,
+    workers: usize,
     queue: Mutex<Queue>,
-    changed: Condvar,
+    /// For the workers: there is a task, or nothing will come any more.
+    tasks: Condvar,
+    /// For the reader: a buffer is free, a segment has ended, or something failed.
+    progress: Condvar,
     marks: &'a Marks<'a>,
 }
 
@@ -192,9 +196,11 @@ pub(super) fn write(
     marks: &Marks<'_>,
 ) -> Result<(), BlockError> {
     let queue = Queue { durable: from, ..Queue::default() };
-    let pool = Pool { image, read_back, queue: Mutex::new(queue), changed: Condvar::new(), marks };
+    let (tasks, progress) = (Condvar::new(), Condvar::new());
+    let workers = workers();
+    let pool = Pool { image, read_back, workers, queue: Mutex::new(queue), tasks, progress, marks };
     thread::scope(|scope| {
-        for _ in 0..workers() {
+        for _ in 0..workers {
             let worker = thread::Builder::new().name("slot-write".into()).stack_size(STACK);
             if let Err(e) = worker.spawn_scoped(scope, || pool.work()) {
                 pool.fail(BlockError::Thread(e));
@@ -208,7 +214,8 @@ pub(super) fn write(
     })
 }
 
-/// Two more than there are cores, so that hashing goes on while others wait for the device.
+/// Two more than there are cores, so that hashing goes on while others wait for the device. Asking costs the kernel a
+/// look into several cgroup files.
 fn workers() -> usize {
     thread::available_parallelism().map_or(2, NonZero::get).min(16) + 2
 }
@@ -224,7 +231,8 @@ impl Pool<'_> {
         queue.error.get_or_insert(error);
         queue.writes.clear();
         queue.reads.clear();
-        self.changed.notify_all();
+        self.tasks.notify_all();
+        self.progress.notify_one();
     }
 
     /// Reads chunk after chunk and hands it to the workers.
@@ -243,7 +251,7 @@ impl Pool<'_> {
                 (self.marks.received)(len as u64);
                 let task = Task::Write { segment: Arc::clone(&segment), at, data, len };
                 self.lock().writes.push_back(task);
-                self.changed.notify_all();
+                self.tasks.notify_one();
                 at += len as u64;
             }
         }
@@ -265,7 +273,7 @@ impl Pool<'_> {
                 drop(queue);
                 return Some(Buffer::new(to_usize(CHUNK)));
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.progress.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -273,10 +281,10 @@ impl Pool<'_> {
     fn drain(&self) -> Result<(), BlockError> {
         let mut queue = self.lock();
         while queue.segments_left > 0 && queue.error.is_none() {
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.progress.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         queue.closed = true;
-        self.changed.notify_all();
+        self.tasks.notify_all();
         queue.error.take().map_or(Ok(()), Err)
     }
 
@@ -301,7 +309,7 @@ impl Pool<'_> {
             if queue.closed || queue.error.is_some() {
                 return None;
             }
-            let may_read = queue.writes.is_empty() || queue.reading < workers() / 2;
+            let may_read = queue.writes.is_empty() || queue.reading < self.workers / 2;
             if let Some(task) = if may_read { queue.reads.pop_front() } else { None } {
                 queue.reading += usize::from(matches!(task, Task::ReadBack { .. }));
                 return Some(task);
@@ -309,7 +317,7 @@ impl Pool<'_> {
             if let Some(task) = queue.writes.pop_front() {
                 return Some(task);
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.tasks.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -321,9 +329,10 @@ impl Pool<'_> {
                 queue.buffers.push(data);
                 if segment.finish_one() {
                     queue.reads.push_front(Task::Flush(segment));
+                    self.tasks.notify_one();
                 }
                 drop(queue);
-                self.changed.notify_all();
+                self.progress.notify_one();
             }
             Task::Flush(segment) => {
                 self.image.medium.flush()?;
@@ -366,7 +375,7 @@ impl Pool<'_> {
             at += len as u64;
         }
         drop(queue);
-        self.changed.notify_all();
+        self.tasks.notify_all();
     }
 
     fn ended(&self, segment: &Segment) {
@@ -381,7 +390,7 @@ impl Pool<'_> {
         // Under the lock, so that two segments that end together are told in order.
         (self.marks.durable)(durable);
         drop(queue);
-        self.changed.notify_all();
+        self.progress.notify_one();
     }
 }
 

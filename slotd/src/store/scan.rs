@@ -182,12 +182,16 @@ fn judge(image: Image<'_>, at: u64, data: &[u8], hashes: &[Option<[u8; 32]>], fr
 /// The proven digest of each leaf; `None` where its hash block is bad, which is noted.
 fn stride_hashes(image: Image<'_>, first: u64, leaves: u64, bad: &mut Vec<u64>) -> Vec<Option<[u8; 32]>> {
     let Some(level) = image.tree.geometry().levels.first() else { return vec![Some(*image.tree.root())] };
+    let blocks = first / PER_BLOCK..(first + leaves).div_ceil(PER_BLOCK);
+    let start = image.tree_at + (level.start + blocks.start) * BLOCK;
+    let mut read = Buffer::new(to_usize((blocks.end - blocks.start) * BLOCK));
+    let readable = image.medium.read_at(start, &mut read).is_ok();
     let mut hashes = Vec::with_capacity(to_usize(leaves));
-    let mut block = Buffer::new(BLOCK_LEN);
-    for index in first / PER_BLOCK..(first + leaves).div_ceil(PER_BLOCK) {
-        let at = image.tree_at + (level.start + index) * BLOCK;
-        let proven = image.medium.read_at(at, &mut block).is_ok()
-            && image.tree.prove_leaf_hashes(index, &block).is_ok();
+    for ((index, at), block) in blocks.zip((start..).step_by(BLOCK_LEN)).zip(read.chunks_exact_mut(BLOCK_LEN))
+    {
+        // Block by block where the whole cannot be read, so that one unreadable sector does not take its neighbours along.
+        let proven = (readable || image.medium.read_at(at, block).is_ok())
+            && image.tree.prove_leaf_hashes(index, block).is_ok();
         if !proven {
             bad.push(at / BLOCK);
         }
