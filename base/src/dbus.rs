@@ -21,9 +21,32 @@ pub const ACTION_DELETE: &str = "org.spsagent.slots1.delete";
 pub const ACTION_CANCEL: &str = "org.spsagent.slots1.cancel";
 /// Polkit action of `Manager.ResetState`.
 pub const ACTION_RESET_STATE: &str = "org.spsagent.slots1.reset-state";
+/// Polkit action of `Slot.Test`.
+pub const ACTION_TEST: &str = "org.spsagent.slots1.test";
+/// Polkit action of `Slot.Activate`.
+pub const ACTION_ACTIVATE: &str = "org.spsagent.slots1.activate";
+/// Polkit action of `Slot.Deactivate`.
+pub const ACTION_DEACTIVATE: &str = "org.spsagent.slots1.deactivate";
+/// Polkit action of `Manager.Confirm`.
+pub const ACTION_CONFIRM: &str = "org.spsagent.slots1.confirm";
+/// Polkit action of `Manager.Reject`.
+pub const ACTION_REJECT: &str = "org.spsagent.slots1.reject";
+/// Polkit action of `Manager.Revert`.
+pub const ACTION_REVERT: &str = "org.spsagent.slots1.revert";
 /// Every polkit action of slotd, as `systemd/polkit-1/actions/org.spsagent.slots1.policy` declares them.
-pub const ACTIONS: &[&str] =
-    &[ACTION_INSTALL, ACTION_VERIFY, ACTION_DELETE, ACTION_CANCEL, ACTION_RESET_STATE];
+pub const ACTIONS: &[&str] = &[
+    ACTION_INSTALL,
+    ACTION_VERIFY,
+    ACTION_DELETE,
+    ACTION_CANCEL,
+    ACTION_RESET_STATE,
+    ACTION_TEST,
+    ACTION_ACTIVATE,
+    ACTION_DEACTIVATE,
+    ACTION_CONFIRM,
+    ACTION_REJECT,
+    ACTION_REVERT,
+];
 
 /// Path of a slot's object.
 pub fn slot_path(id: crate::slot::SlotId) -> String {
@@ -52,9 +75,36 @@ pub trait Manager {
     fn state(&self) -> zbus::Result<(String, String)>;
     /// Writes a fresh state.
     fn reset_state(&self, reason: &str) -> zbus::Result<()>;
+    /// The running firmware is healthy.
+    fn confirm(&self) -> zbus::Result<()>;
+    /// The running firmware, in a trial, is not healthy.
+    fn reject(&self, reason: &str) -> zbus::Result<()>;
+    /// Selects an earlier firmware for a trial.
+    fn revert(&self, reason: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
     /// Running slot, 0 when none.
     #[zbus(property(emits_changed_signal = "false"))]
     fn booted(&self) -> zbus::Result<u32>;
+    /// Default slot, 0 when none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn default(&self) -> zbus::Result<u32>;
+    /// Slot that the next start is for, 0 when none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn after_reboot(&self) -> zbus::Result<u32>;
+    /// Whether this start is a trial.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn trial(&self) -> zbus::Result<bool>;
+    /// Whether the running firmware is confirmed.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn confirmed(&self) -> zbus::Result<bool>;
+    /// Slot to go back to, 0 when none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn fallback(&self) -> zbus::Result<u32>;
+    /// How the last selection went.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn last_upgrade(&self) -> zbus::Result<Properties>;
+    /// grub, systemd-boot or none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn loader(&self) -> zbus::Result<String>;
     /// Product.
     #[zbus(property(emits_changed_signal = "false"))]
     fn compatible(&self) -> zbus::Result<String>;
@@ -84,6 +134,12 @@ pub trait Slot {
     fn news(&self) -> zbus::Result<String>;
     /// Checks the slot.
     fn verify(&self, mode: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<OwnedObjectPath>;
+    /// Tests whether the firmware can take over.
+    fn test(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<OwnedObjectPath>;
+    /// Selects the slot for one trial start.
+    fn activate(&self, message: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+    /// Takes the selection back.
+    fn deactivate(&self) -> zbus::Result<()>;
     /// Empties the slot.
     fn delete(&self) -> zbus::Result<()>;
 }

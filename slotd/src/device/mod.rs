@@ -4,6 +4,7 @@
 
 pub mod buffer;
 pub mod esp;
+pub mod loader;
 pub mod medium;
 pub mod probe;
 pub mod scheduling;

@@ -1,5 +1,6 @@
 //! The functional core: formats, decisions and the order law. No I/O, no clock, no panic.
 
+pub mod boot;
 pub mod file_list;
 pub mod iso;
 pub mod layout;

@@ -26,9 +26,119 @@ pub struct State {
     /// Result of the last check at rest of each slot.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<SlotId, Check>,
+    /// The firmware that is selected for one trial start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Pending>,
+    /// The firmware that has last proven itself healthy: what runs by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Confirmed>,
+    /// Starts of each slot that were not confirmed since; counted in the initrd.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub boots: BTreeMap<SlotId, u32>,
+    /// Firmware whose trial failed, the oldest first; at most [`REFUSED_LIMIT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
+    /// How the last selection ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_upgrade: Option<LastUpgrade>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// Refused images that are remembered.
+pub const REFUSED_LIMIT: usize = 32;
+/// Longest text that somebody else gives and the state keeps, in bytes.
+pub const TEXT_LIMIT: usize = 1024;
+
+/// A firmware that is selected for one start, or has been and is not decided yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pending {
+    /// Which slot.
+    pub slot: SlotId,
+    /// Its root hash: only this firmware in this slot is the trial.
+    pub root_hash: Sha256Hex,
+    /// Its version, for people.
+    pub version: String,
+    /// Version that ran when it was selected; empty when none did.
+    #[serde(default)]
+    pub from_version: String,
+    /// Why it was selected.
+    pub kind: SelectionKind,
+    /// The operator's words.
+    #[serde(default)]
+    pub message: String,
+    /// Who: the caller's bus name and user, or `slotboot`.
+    #[serde(default)]
+    pub who: String,
+    /// When, Unix seconds.
+    pub at: u64,
+    /// Its health checks have passed: it becomes the default whatever happens now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confirming: bool,
+}
+
+/// Why a firmware was selected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelectionKind {
+    /// An operator wants a newer one.
+    Upgrade,
+    /// An operator wants an earlier one back.
+    Revert,
+    /// The default did not start well, and the initrd chose another.
+    Fallback,
+}
+
+/// A firmware that has proven itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Which slot.
+    pub slot: SlotId,
+    /// Its root hash.
+    pub root_hash: Sha256Hex,
+    /// When, Unix seconds.
+    pub at: u64,
+    /// Slot and root hash of what was confirmed before: the one to go back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<(SlotId, Sha256Hex)>,
+}
+
+/// A firmware whose trial failed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Refused {
+    /// Its root hash.
+    pub root_hash: Sha256Hex,
+    /// Why.
+    pub reason: String,
+    /// When, Unix seconds.
+    pub at: u64,
+}
+
+/// How a selection ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LastUpgrade {
+    /// What was selected.
+    pub selection: Pending,
+    /// How it ended.
+    pub outcome: UpgradeOutcome,
+    /// Why, in one sentence; empty where all is well.
+    #[serde(default)]
+    pub reason: String,
+    /// When, Unix seconds.
+    pub at: u64,
+}
+
+/// How a selection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpgradeOutcome {
+    /// It is healthy and the default now.
+    Confirmed,
+    /// It did not prove itself; the default was never changed.
+    Failed,
+    /// It was taken back before it started.
+    Withdrawn,
 }
 
 /// A slot is being changed. While it stands, a slot without trailer is `Writing` (or being deleted), not empty.
