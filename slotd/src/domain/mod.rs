@@ -4,6 +4,7 @@ pub mod boot;
 pub mod file_list;
 pub mod iso;
 pub mod layout;
+pub mod machine;
 pub mod manifest;
 pub mod plan;
 pub mod policy;

@@ -12,6 +12,18 @@
 //! | `WriteTrailer` | slot | `Verified` from here on: rolled forward |
 //! | `CopyBootImage` | ESP | rolled forward from the slot |
 //! | `DropIntent` | state | done |
+//!
+//! Selecting, trying and confirming is the second table; [`super::machine::step`] says when each step is due.
+//!
+//! | step | medium | after a cut in or before it |
+//! |---|---|---|
+//! | `WritePending` | state | nothing is selected |
+//! | `SetOneShot` | loader | nothing is selected; after it, a trial at the next start |
+//! | `CountBoot` | state | counted, in the initrd, before the root is opened |
+//! | `WriteConfirming` | state | the trial has failed; after it, rolled forward |
+//! | `SetDefault` | loader, ESP | rolled forward |
+//! | `WriteConfirmed` | state | rolled forward |
+//! | `RefreshRecovery` | ESP | either copy works; repeated at the next start |
 
 /// One step of the order law.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,3 +61,42 @@ pub const DELETE: [Step; 4] = [Step::WriteIntent, Step::RemoveBootImage, Step::Z
 /// What rolls an interrupted install forward, or drops one that had not touched the slot: either way the boot image
 /// on the ESP becomes that of the slot.
 pub const SETTLE: [Step; 2] = [Step::CopyBootImage, Step::DropIntent];
+
+/// One step of selecting, trying and confirming a firmware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SelectStep {
+    /// State: which firmware is to be tried, by whom and why.
+    WritePending,
+    /// Loader: it is started once.
+    SetOneShot,
+    /// State: it is being started, counted before its root is opened.
+    CountBoot,
+    /// State: it is healthy, whatever happens now.
+    WriteConfirming,
+    /// Loader and ESP: it is the default.
+    SetDefault,
+    /// State: nothing is pending any more; the floors rise.
+    WriteConfirmed,
+    /// ESP: its recovery image replaces an older one.
+    RefreshRecovery,
+    /// Loader: nothing is started once.
+    ClearOneShot,
+    /// State: the selection has ended without a new default.
+    WriteEnded,
+    /// State: the running default is healthy; its starts are counted from nothing again.
+    ResetBoots,
+}
+
+/// Selecting a firmware for one start.
+pub const SELECT: [SelectStep; 2] = [SelectStep::WritePending, SelectStep::SetOneShot];
+
+/// A trial that went well.
+pub const CONFIRM: [SelectStep; 4] = [
+    SelectStep::WriteConfirming,
+    SelectStep::SetDefault,
+    SelectStep::WriteConfirmed,
+    SelectStep::RefreshRecovery,
+];
+
+/// Taking a selection back: the loader first, so that nothing starts that is not pending.
+pub const WITHDRAW: [SelectStep; 2] = [SelectStep::ClearOneShot, SelectStep::WriteEnded];
