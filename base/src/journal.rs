@@ -37,4 +37,20 @@ events! {
     KEYRING_UNUSABLE = "fde804a36d8baf30354804ab5ac66f18";
     /// A boot image was rebuilt from its slot.
     BOOT_IMAGE_REPAIRED = "bcbf324375d08d4d7fc62bb2cd1af1bd";
+    /// A firmware was selected for a trial.
+    TRIAL_SELECTED = "76bd955bfdf64b6e98e18207c83f84a5";
+    /// A selection was taken back.
+    TRIAL_WITHDRAWN = "9f25b851d2414a80b5c6a41e06d9e604";
+    /// A trial ended well.
+    TRIAL_CONFIRMED = "45a356ca6d39472f93e8c9478da9fec8";
+    /// A trial failed, or never began.
+    TRIAL_FAILED = "464faf4723824560add808c5045466e3";
+    /// A firmware cannot take over.
+    TEST_FAILED = "4cea873ca7c0457c983364c15a43b6b8";
+    /// The loader's default was written again.
+    LOADER_REPAIRED = "a7a509a9e3824b7fa11e501f61f0cf73";
+    /// A selection could not be put in order.
+    SELECTION_FAILED = "784b26b8fa6346e6927983a7ae232c29";
+    /// The recovery image could not be replaced.
+    RECOVERY_IMAGE_OLD = "4f72f3b7f3c94d44805032f38aa986db";
 }

@@ -66,6 +66,9 @@ impl Lab {
             slots,
             esp: Ok(Arc::new(DirectoryEsp::open(&self.root.join("esp"))?) as Arc<dyn Esp>),
             state: Ok(medium(&self.root.join("state.img"))?),
+            loader: None,
+            recycle_fallback: Some(false),
+            surroundings: Arc::new(slotd::store::Nowhere),
             read_back: true,
             environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },
         })

@@ -402,6 +402,10 @@ impl Esp for RecordedEsp {
         Ok(self.0.lock().media.esp.get(name).map(|content| content.len() as u64))
     }
 
+    fn list(&self) -> Result<Vec<String>, EspError> {
+        Ok(self.0.lock().media.esp.keys().cloned().collect())
+    }
+
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<(), EspError> {
         let content = self.existing(name, "read")?;
         let at = usize::try_from(offset).unwrap_or(usize::MAX);

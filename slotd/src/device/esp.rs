@@ -11,10 +11,15 @@ use std::path::{Path, PathBuf};
 /// Where boot images lie under the mount point.
 pub const BOOT_IMAGES: &str = "EFI/Linux";
 
+/// Most files of a directory that are listed.
+pub const LIST_LIMIT: usize = 256;
+
 /// The boot images of the ESP: flat files by name. Every call blocks.
 pub trait Esp: Send + Sync + fmt::Debug {
     /// Length of a file; `None` when there is none.
     fn size(&self, name: &str) -> Result<Option<u64>, EspError>;
+    /// Names of its regular files, at most [`LIST_LIMIT`].
+    fn list(&self) -> Result<Vec<String>, EspError>;
     /// Fills `buf` from `offset` of a file, past the page cache where that is possible.
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<(), EspError>;
     /// Makes an empty file, replacing one of that name.
@@ -79,6 +84,18 @@ impl Esp for DirectoryEsp {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.fail(name, "stat")(e)),
         }
+    }
+
+    fn list(&self) -> Result<Vec<String>, EspError> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.images).map_err(self.fail("", "list"))?.take(LIST_LIMIT) {
+            let entry = entry.map_err(self.fail("", "list"))?;
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            // A name that is no text is none of ours.
+            names.extend(entry.file_name().into_string().ok().filter(|_| is_file));
+        }
+        names.sort();
+        Ok(names)
     }
 
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<(), EspError> {

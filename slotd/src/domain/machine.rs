@@ -601,6 +601,12 @@ impl Machine {
             Some(_) | None => {}
         }
         effects.extend(self.heal_loader());
+        if let Some(known) =
+            self.confirmed_record().filter(|known| self.is_there(known.slot, known.root_hash))
+        {
+            // A cut may have come before it was replaced.
+            effects.push(Effect::RefreshRecovery(known.slot));
+        }
         effects
     }
 

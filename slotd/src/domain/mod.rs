@@ -12,4 +12,5 @@ pub mod signature;
 pub mod slot_state;
 pub mod state;
 pub mod trailer;
+pub mod upgrade_check;
 pub mod verity;

@@ -9,9 +9,12 @@ use std::time::Duration;
 use sps_base::slot::SlotId;
 
 use super::state_store::StateStore;
+use super::surroundings::{Nowhere, Surroundings};
 use super::{Slot, Store};
 use crate::device::esp::{DirectoryEsp, Esp};
+use crate::device::loader::Loader;
 use crate::device::medium::{FileMedium, Medium};
+use crate::domain::machine::LoaderFound;
 use crate::domain::signature::Keyring;
 use crate::settings::Settings;
 
@@ -55,6 +58,13 @@ pub struct Assembly {
     pub esp: Result<Arc<dyn Esp>, String>,
     /// The state medium.
     pub state: Result<Arc<dyn Medium>, String>,
+    /// The boot loader; `None` where none is configured.
+    pub loader: Option<Result<Arc<dyn Loader>, String>>,
+    /// Whether the fallback of a confirmed firmware may be overwritten when no slot is empty; with exactly two slots
+    /// where nothing is said.
+    pub recycle_fallback: Option<bool>,
+    /// What a test asks beyond the slots.
+    pub surroundings: Arc<dyn Surroundings>,
     /// Read back what was written. Only a benchmark says no.
     pub read_back: bool,
     /// Surroundings.
@@ -84,6 +94,9 @@ impl Assembly {
                 .collect(),
             esp,
             state: open(&settings.state),
+            loader: None,
+            recycle_fallback: None,
+            surroundings: Arc::new(Nowhere),
             read_back: true,
             environment,
         }
@@ -99,6 +112,24 @@ impl Store {
 
     /// A store of these parts, settled and looked at.
     pub fn assemble(parts: Assembly) -> Self {
+        let store = Self::put_together(parts);
+        store.settle();
+        store.look_at_recovery();
+        store.settle_selection();
+        store
+    }
+
+    /// A store of these parts that has looked at everything and changed nothing: for the initrd, where
+    /// [`Store::count_start`] is all that may be written.
+    pub fn look(parts: Assembly) -> Self {
+        let store = Self::put_together(parts);
+        for index in 0..store.slots.len() {
+            store.refresh(index);
+        }
+        store
+    }
+
+    fn put_together(parts: Assembly) -> Self {
         let state = StateStore::open(parts.state);
         let now = (parts.environment.now)().max(state.get().state.time_floor);
         let keyring = parts
@@ -106,6 +137,7 @@ impl Store {
             .and_then(|(roots, crls)| Keyring::parse(&roots, &crls, now).map_err(|e| describe(&e)));
         let slots: Vec<Slot> =
             parts.slots.into_iter().map(|(id, label, medium)| Slot { id, label, medium }).collect();
+        let recycle_fallback = parts.recycle_fallback.unwrap_or(slots.len() == 2);
         let store = Self {
             product: parts.product,
             hardware: parts.hardware,
@@ -120,8 +152,15 @@ impl Store {
             state,
             busy: Arc::new(Mutex::new(BTreeSet::new())),
             writer: Arc::new(Mutex::new(false)),
+            loader: parts.loader,
+            loader_found: RwLock::new(LoaderFound::None),
+            selecting: Mutex::new(()),
+            recycle_fallback,
+            surroundings: parts.surroundings,
+            tests: Mutex::default(),
+            recovery: RwLock::default(),
         };
-        store.settle();
+        store.look_at_loader();
         store
     }
 }

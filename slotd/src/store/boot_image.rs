@@ -47,8 +47,18 @@ pub(super) fn copy(
     esp: &dyn Esp,
     slot: SlotId,
 ) -> Result<(), StoreError> {
-    let name = name(slot);
-    esp.create(&name)?;
+    copy_as(medium, from, file, esp, &name(slot))
+}
+
+/// The same for any file of a slot that belongs on the ESP.
+pub(super) fn copy_as(
+    medium: &dyn Medium,
+    from: Extent,
+    file: &File,
+    esp: &dyn Esp,
+    name: &str,
+) -> Result<(), StoreError> {
+    esp.create(name)?;
     let mut buffer = Buffer::new(to_usize(PIECE.min(padded(file.size))));
     let whole = [file.sha256];
     let digests = if file.pieces.is_empty() { whole.as_slice() } else { &file.pieces };
@@ -58,13 +68,18 @@ pub(super) fn copy(
         medium.read_at(from.offset + at, &mut buffer[..to_usize(padded(len as u64))])?;
         let found = sha256(&buffer[..len]);
         if found != *expected {
-            return Err(StoreError::ReadBack { file: "boot.efi", at, expected: *expected, found });
+            return Err(StoreError::ReadBack {
+                file: "the boot or recovery image",
+                at,
+                expected: *expected,
+                found,
+            });
         }
-        esp.write_at(&name, at, &buffer[..len])?;
+        esp.write_at(name, at, &buffer[..len])?;
     }
-    esp.sync_file(&name)?;
+    esp.sync_file(name)?;
     esp.sync()?;
-    let found = digest(esp, &name, file.size)?;
+    let found = digest(esp, name, file.size)?;
     if found != file.sha256 {
         return Err(StoreError::refused(
             ErrorKind::Device,
@@ -77,7 +92,8 @@ pub(super) fn copy(
     Ok(())
 }
 
-fn digest(esp: &dyn Esp, name: &str, size: u64) -> Result<Sha256Hex, StoreError> {
+/// SHA-256 of a file on the ESP.
+pub(super) fn digest(esp: &dyn Esp, name: &str, size: u64) -> Result<Sha256Hex, StoreError> {
     let mut buffer = vec![0; to_usize(PIECE.min(size))];
     let mut hash = Sha256::new();
     let mut at = 0;

@@ -5,6 +5,7 @@ use sps_base::error::ErrorKind;
 use super::blocks::BlockError;
 use super::types::Failure;
 use crate::device::esp::EspError;
+use crate::device::loader::LoaderError;
 use crate::device::medium::MediumError;
 use crate::device::source::SourceError;
 use crate::domain::iso::IsoError;
@@ -26,6 +27,8 @@ pub(super) enum StoreError {
     Medium(#[from] MediumError),
     #[error("ESP: {0}")]
     Esp(#[from] EspError),
+    #[error("boot loader: {0}")]
+    Loader(#[from] LoaderError),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -77,6 +80,7 @@ impl StoreError {
             },
             Self::Medium(_)
             | Self::Esp(_)
+            | Self::Loader(_)
             | Self::ReadBack { .. }
             | Self::Blocks(
                 BlockError::ReadBack { .. }

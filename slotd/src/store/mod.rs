@@ -14,10 +14,14 @@ mod install;
 mod memory_medium;
 mod owners;
 mod parts;
+mod recovery;
 mod reserve;
 mod scan;
+mod selection;
 mod state_store;
+mod surroundings;
 mod types;
+mod upgrade_test;
 mod verify;
 mod view;
 
@@ -32,13 +36,19 @@ use tracing::info;
 
 pub use assembly::{Assembly, Environment, SlotMedium};
 pub use reserve::Reservation;
+pub use selection::Start;
+pub use surroundings::{Configuration, Nowhere, Programs, Root, Surroundings};
 pub use types::{
-    Failure, InstallReport, InstallRequest, Progress, SlotView, SlotWord, Summary, VerifyMode, VerifyReport,
+    Failure, InstallReport, InstallRequest, LastUpgradeView, Progress, RevertRequest, SlotView, SlotWord,
+    Summary, TestReport, VerifyMode, VerifyReport,
 };
+pub use upgrade_test::TEST_LIFETIME;
 
 use crate::device::esp::Esp;
+use crate::device::loader::Loader;
 use crate::device::medium::Medium;
 use crate::domain::layout::Part;
+use crate::domain::machine::LoaderFound;
 use crate::domain::plan::{self, Step};
 use crate::domain::signature::Keyring;
 use crate::domain::slot_state::Content;
@@ -46,7 +56,9 @@ use crate::domain::state::{Action, Intent, State};
 use change::Change;
 use error::StoreError;
 use inspect::Known;
+use recovery::RecoveryImage;
 use state_store::{Health, StateStore};
+use upgrade_test::Passed;
 
 /// The slots.
 #[derive(Debug)]
@@ -67,6 +79,19 @@ pub struct Store {
     busy: Arc<Mutex<BTreeSet<SlotId>>>,
     /// Held while something is being written to a slot.
     writer: Arc<Mutex<bool>>,
+    /// The boot loader; `None` where none is configured.
+    loader: Option<Result<Arc<dyn Loader>, String>>,
+    /// What it is set to, as last seen.
+    loader_found: RwLock<LoaderFound>,
+    /// Held while a selection is carried out.
+    selecting: Mutex<()>,
+    /// Whether the fallback of a confirmed firmware may be overwritten when no slot is empty.
+    recycle_fallback: bool,
+    surroundings: Arc<dyn Surroundings>,
+    /// Tests that passed not long ago.
+    tests: Mutex<Vec<Passed>>,
+    /// What is known of the recovery image.
+    recovery: RwLock<Arc<RecoveryImage>>,
 }
 
 #[derive(Debug)]
@@ -106,6 +131,8 @@ impl Store {
             return Err(Self::empty(id));
         }
         let _reservation = self.reserve_for_writing(id)?;
+        // It may have been selected meanwhile; from here on it cannot be.
+        self.refuse_in_use(id)?;
         let slot = self.slot(index)?;
         let intent = Intent {
             slot: id,
@@ -137,14 +164,17 @@ impl Store {
     }
 
     /// Writes a fresh state. The epoch floor becomes that of the running firmware or, when none runs, the highest
-    /// among the verified slots; the time floor likewise. An install that was cut is forgotten: its slot is empty.
+    /// among the verified slots; the time floor likewise. An install that was cut is forgotten: its slot is empty. A
+    /// running firmware that is the loader's default counts as confirmed: that is what the operator says.
     pub fn reset_state(&self, _reason: &str) -> Result<(), Failure> {
         let _writer = self.lock_writer()?;
         let (epoch_floor, time_floor) = self.floors();
-        self.state.reset(State { epoch_floor, time_floor, ..State::default() })?;
+        let confirmed = self.confirmed_by_operator();
+        self.state.reset(State { epoch_floor, time_floor, confirmed, ..State::default() })?;
         for index in 0..self.slots.len() {
             self.refresh(index);
         }
+        self.settle_selection();
         Ok(())
     }
 

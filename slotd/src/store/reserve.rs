@@ -9,7 +9,8 @@ use sps_base::slot::SlotId;
 use super::Store;
 use super::inspect::Known;
 use super::state_store::Health;
-use super::types::{Failure, InstallRequest, SlotWord};
+use super::types::{Failure, InstallRequest, SlotView, SlotWord};
+use crate::domain::machine::LoaderFound;
 use crate::domain::slot_state::Content;
 
 /// A slot that is held for one task; given back when it is dropped.
@@ -55,9 +56,12 @@ impl Store {
                 format!("the state is lost ({why}); look at it, then run `spsctl state reset --reason …`");
             return Err(Failure::new(ErrorKind::Device, message));
         }
+        self.machine().admit_install()?;
         let slot = self.choose_slot(request)?;
+        let reservation = self.reserve_for_writing(slot)?;
+        // Only now nobody can select it any more.
         self.refuse_in_use(slot)?;
-        self.reserve_for_writing(slot)
+        Ok(reservation)
     }
 
     /// Holds a slot for a check at rest. Answers at once.
@@ -84,7 +88,7 @@ impl Store {
         Ok(WriterLock(Arc::clone(&self.writer)))
     }
 
-    fn hold(&self, slot: SlotId, writer: Option<WriterLock>) -> Result<Reservation, Failure> {
+    pub(super) fn hold(&self, slot: SlotId, writer: Option<WriterLock>) -> Result<Reservation, Failure> {
         if !self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(slot) {
             let message = format!("another job works on slot {slot}; wait for it or cancel it");
             return Err(Failure::new(ErrorKind::SlotBusy, message));
@@ -93,11 +97,7 @@ impl Store {
     }
 
     pub(super) fn refuse_in_use(&self, slot: SlotId) -> Result<(), Failure> {
-        if self.booted() == Some(slot) {
-            let message =
-                format!("slot {slot} holds the running firmware and will boot next; it is never written");
-            return Err(Failure::new(ErrorKind::SlotInUse, message));
-        }
+        self.machine().admit_change(slot)?;
         // Something runs from a slot, but no slot proves to be the one: then it may be any whose firmware cannot be
         // told (a damaged trailer, a keyring that refuses).
         let unknown =
@@ -163,13 +163,12 @@ impl Store {
         }
         let views = self.slots();
         let free = |word: &[SlotWord]| {
-            views
-                .iter()
-                .find(|v| v.id != SlotId::RECOVERY && !v.current && word.contains(&v.state))
-                .map(|v| v.id)
+            views.iter().find(|v| word.contains(&v.state) && self.may_change(v)).map(|v| v.id)
         };
         let found = free(&[SlotWord::Empty]).or_else(|| free(&[SlotWord::Writing]));
-        let found = if request.replace {
+        let machine = self.machine();
+        let recycles = self.recycle_fallback && machine.confirmed() && machine.loader != LoaderFound::None;
+        let found = if request.replace || recycles {
             found.or_else(|| free(&[SlotWord::Bad, SlotWord::Verified]))
         } else {
             found
@@ -177,13 +176,18 @@ impl Store {
         found.ok_or_else(|| {
             let deletable: Vec<String> = views
                 .iter()
-                .filter(|v| v.id != SlotId::RECOVERY && !v.current && !v.after_reboot)
+                .filter(|v| self.may_change(v))
                 .map(|v| {
                     format!("{} ({})", v.id, if v.version.is_empty() { v.state.as_str() } else { &v.version })
                 })
                 .collect();
-            let message = format!("no empty slot; may be deleted or replaced: {}", deletable.join(", "));
+            let what = if deletable.is_empty() { "none".into() } else { deletable.join(", ") };
+            let message = format!("no empty slot; may be deleted or replaced: {what}");
             Failure::new(ErrorKind::NoEmptySlot, message)
         })
+    }
+
+    fn may_change(&self, view: &SlotView) -> bool {
+        view.id != SlotId::RECOVERY && self.refuse_in_use(view.id).is_ok()
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
 
+use crate::domain::upgrade_check::CheckResult;
+
 /// A refusal or a failure as it leaves slotd: the kind decides the D-Bus name, the message says what, where and
 /// what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub struct SlotView {
     pub verified_at: u64,
     /// installed, quick, full or empty.
     pub verified_how: &'static str,
+    /// RFC 3339; empty when it has no configuration of its own.
+    pub configuration: String,
     /// Runs now.
     pub current: bool,
     /// Runs after the next reboot.
@@ -97,6 +101,20 @@ pub struct SlotView {
 pub struct Summary {
     /// Running slot; `SlotId::RECOVERY` when none.
     pub booted: SlotId,
+    /// Default slot; `SlotId::RECOVERY` when none.
+    pub default: SlotId,
+    /// Slot of the next start; `SlotId::RECOVERY` when none.
+    pub after_reboot: SlotId,
+    /// This start is a trial.
+    pub trial: bool,
+    /// The running firmware has proven itself.
+    pub confirmed: bool,
+    /// Slot to go back to; `SlotId::RECOVERY` when none.
+    pub fallback: SlotId,
+    /// How the last selection went.
+    pub last_upgrade: Option<LastUpgradeView>,
+    /// grub, systemd-boot or none.
+    pub loader: &'static str,
     /// Product.
     pub compatible: String,
     /// Epoch floor.
@@ -109,6 +127,55 @@ pub struct Summary {
     pub revocation: &'static str,
     /// What an operator should know.
     pub warnings: Vec<String>,
+}
+
+/// How the last selection went, as `LastUpgrade` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastUpgradeView {
+    /// selected, trial, confirmed, failed or withdrawn.
+    pub outcome: &'static str,
+    /// upgrade, revert or fallback.
+    pub kind: &'static str,
+    /// Which slot.
+    pub slot: SlotId,
+    /// Its version.
+    pub version: String,
+    /// What ran when it was selected.
+    pub from_version: String,
+    /// Hex.
+    pub root_hash: String,
+    /// The operator's words.
+    pub message: String,
+    /// Who.
+    pub who: String,
+    /// Unix seconds.
+    pub selected_at: u64,
+    /// Unix seconds, 0 while it goes on.
+    pub ended_at: u64,
+    /// Why it failed; else empty.
+    pub reason: String,
+}
+
+/// What a revert was asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RevertRequest {
+    /// Target; `None` takes the fallback.
+    pub slot: Option<SlotId>,
+    /// Date of the configuration that comes back.
+    pub accept_config: Option<String>,
+}
+
+/// What a test found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestReport {
+    /// Nothing wrong.
+    pub passed: bool,
+    /// Two lines for each check (spec, resolution 41).
+    pub summary: String,
+    /// The same as data.
+    pub checks: Vec<CheckResult>,
+    /// Whether dm-verity guarded the root from which the firmware's own programs ran.
+    pub verity: String,
 }
 
 /// What an install was asked to do.
@@ -216,6 +283,10 @@ impl Progress {
     /// Whether somebody asked it to stop.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+    /// The same, for who can only be given a flag.
+    pub(crate) fn cancelled_flag(&self) -> &AtomicBool {
+        &self.cancelled
     }
     pub(crate) fn begin(&self, phase: &'static str, total: u64) {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;

@@ -46,6 +46,17 @@ impl Store {
         scheduled: bool,
         progress: &Progress,
     ) -> Result<VerifyReport, Failure> {
+        self.verify_held(&reservation, mode, scheduled, progress)
+    }
+
+    /// The same for who goes on with the slot.
+    pub(super) fn verify_held(
+        &self,
+        reservation: &Reservation,
+        mode: VerifyMode,
+        scheduled: bool,
+        progress: &Progress,
+    ) -> Result<VerifyReport, Failure> {
         let (index, _) = self.find(reservation.slot())?;
         let slot = self.slot(index)?;
         // A boot image that is missing or different is rebuilt first, so that the check judges what is then there.
@@ -69,7 +80,6 @@ impl Store {
             self.remember(slot, sequence, mode, &report)?;
             self.refresh(index);
         }
-        drop(reservation);
         Ok(report)
     }
 

@@ -9,6 +9,7 @@ use super::state_store::Health;
 use super::types::{SlotView, SlotWord, Summary};
 use super::{Slot, Store};
 use crate::device::probe::Readback;
+use crate::domain::machine::Machine;
 use crate::domain::manifest::parse_utc;
 use crate::domain::signature::Keyring;
 use crate::domain::slot_state::Content;
@@ -20,25 +21,38 @@ impl Store {
         let published = self.state.get();
         let booted = self.booted();
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let next = self.machine().after_reboot();
         let firmware = self.slots.iter().zip(&known).map(|(slot, known)| {
             let mut view = view(slot, known, &published.state);
             view.current = booted == Some(slot.id);
-            // Without a selection, what runs now runs again.
-            view.after_reboot = view.current;
+            view.after_reboot = next == Some(slot.id);
+            view.configuration = self.configuration_date(slot.id).ok().flatten().unwrap_or_default();
             view
         });
-        std::iter::once(recovery()).chain(firmware).collect()
+        std::iter::once(self.recovery_view()).chain(firmware).collect()
     }
 
     /// The manager's properties. Answers at once.
     pub fn summary(&self) -> Summary {
         let slots = self.slots();
         let free = |v: &&SlotView| {
-            v.id != SlotId::RECOVERY && !v.current && matches!(v.state, SlotWord::Empty | SlotWord::Writing)
+            v.id != SlotId::RECOVERY
+                && !v.current
+                && !v.after_reboot
+                && matches!(v.state, SlotWord::Empty | SlotWord::Writing)
         };
         let readback = self.slots.iter().filter_map(|s| s.medium.as_ref().ok()).map(|m| m.readback()).min();
+        let machine = self.machine();
+        let number = |slot: Option<SlotId>| slot.unwrap_or(SlotId::RECOVERY);
         Summary {
-            booted: self.booted().unwrap_or(SlotId::RECOVERY),
+            booted: number(self.booted()),
+            default: number(machine.default_slot()),
+            after_reboot: number(machine.after_reboot()),
+            trial: machine.trial(),
+            confirmed: machine.confirmed(),
+            fallback: number(machine.fallback()),
+            last_upgrade: self.last_upgrade(&machine),
+            loader: self.loader_name(),
             compatible: self.product.clone(),
             security_epoch: self.epoch_floor(),
             empty_slots: u32::try_from(slots.iter().filter(free).count()).unwrap_or(0),
@@ -48,7 +62,7 @@ impl Store {
             } else {
                 "none"
             },
-            warnings: self.warnings(&slots),
+            warnings: self.warnings(&slots, &machine),
         }
     }
 
@@ -57,8 +71,8 @@ impl Store {
         self.keyring.as_ref().err().map(String::as_str)
     }
 
-    fn warnings(&self, slots: &[SlotView]) -> Vec<String> {
-        let mut warnings = Vec::new();
+    fn warnings(&self, slots: &[SlotView], machine: &Machine) -> Vec<String> {
+        let mut warnings = self.selection_warnings(machine);
         if let Health::Lost(why) = &self.state.get().health {
             warnings.push(format!(
                 "The state is lost ({why}). Nothing can be installed until `spsctl state reset --reason …`."
@@ -127,12 +141,12 @@ impl Store {
     }
 }
 
-fn recovery() -> SlotView {
+pub(super) fn nothing() -> SlotView {
     SlotView {
         id: SlotId::RECOVERY,
         label: "recovery".into(),
         state: SlotWord::Empty,
-        reason: "this version of slotd does not manage the recovery image yet".into(),
+        reason: String::new(),
         version: String::new(),
         boot_version: String::new(),
         build_date: String::new(),
@@ -142,6 +156,7 @@ fn recovery() -> SlotView {
         installed_at: 0,
         verified_at: 0,
         verified_how: "",
+        configuration: String::new(),
         current: false,
         after_reboot: false,
     }
@@ -154,7 +169,7 @@ fn view(slot: &Slot, known: &Known, state: &State) -> SlotView {
         Content::Verified => (SlotWord::Verified, String::new()),
         Content::Bad { class, reason } => (SlotWord::Bad, format!("{class}: {reason}")),
     };
-    let mut view = SlotView { id: slot.id, label: slot.label.clone(), state: word, reason, ..recovery() };
+    let mut view = SlotView { id: slot.id, label: slot.label.clone(), state: word, reason, ..nothing() };
     view.size = slot.medium.as_ref().map_or(0, |medium| medium.size());
     if let Some(installed) = &known.installed {
         let manifest = &installed.manifest;

@@ -99,6 +99,9 @@ impl Appliance {
             slots: vec![slot(1, RUNNING), slot(2, TARGET)],
             esp: Ok(recorder.esp()),
             state: Ok(recorder.medium(Device::State)),
+            loader: None,
+            recycle_fallback: Some(false),
+            surroundings: Arc::new(slotd::store::Nowhere),
             read_back: true,
             environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },
         })
