@@ -14,11 +14,15 @@ const ASK_DEADLINE: Duration = Duration::from_secs(30);
 /// How long polkit may take on its own; the bus may have to start it first.
 const CHECK_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a rule of polkit may look at beside the action: `action.lookup("slot")`.
+pub(crate) type Details = HashMap<&'static str, String>;
+
 /// Lets the caller of `header` do `action`, or says why not.
 pub(crate) async fn authorize(
     connection: &Connection,
     header: &Header<'_>,
     action: &'static str,
+    details: Details,
 ) -> Result<(), CallError> {
     let refuse = |why: &str| {
         let sender = header.sender().map_or("an unnamed caller", |name| name.as_str());
@@ -32,7 +36,8 @@ pub(crate) async fn authorize(
     }
     let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let deadline = if interactive { ASK_DEADLINE } else { CHECK_DEADLINE };
-    match tokio::time::timeout(deadline, ask_polkit(connection, header, action, interactive)).await {
+    match tokio::time::timeout(deadline, ask_polkit(connection, header, action, &details, interactive)).await
+    {
         Ok(Ok(Answer::Allowed)) => Ok(()),
         Ok(Ok(Answer::Challenge)) => refuse("polkit wants authentication; ask interactively, or as root"),
         Ok(Ok(Answer::Denied)) => refuse("polkit denies it"),
@@ -64,6 +69,7 @@ async fn ask_polkit(
     connection: &Connection,
     header: &Header<'_>,
     action: &str,
+    details: &Details,
     interactive: bool,
 ) -> Result<Answer, CallError> {
     let failed = |error: &dyn std::fmt::Display| CallError::new(ErrorKind::NotAuthorized, error.to_string());
@@ -73,13 +79,14 @@ async fn ask_polkit(
         .build()
         .await
         .map_err(|error| failed(&error))?;
+    let details: HashMap<&str, &str> = details.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let flags = if interactive {
         CheckAuthorizationFlags::ALLOW_USER_INTERACTION
     } else {
         CheckAuthorizationFlags::empty()
     };
     let answer = polkit
-        .check_authorization(&subject, action, &HashMap::new(), flags, "")
+        .check_authorization(&subject, action, &details, flags, "")
         .await
         .map_err(|error| failed(&error))?;
     Ok(match (answer.is_authorized, answer.is_challenge) {

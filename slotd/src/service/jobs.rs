@@ -12,7 +12,8 @@ use tokio::sync::{oneshot, watch};
 use zbus::wire::Variant;
 
 use super::view::Property;
-use crate::store::{Failure, InstallReport, Progress, VerifyReport};
+use crate::domain::upgrade_check::{CheckResult, Verdict};
+use crate::store::{Failure, InstallReport, Progress, TestReport, VerifyReport};
 
 /// Jobs that may be unfinished at a time.
 pub(crate) const UNFINISHED_LIMIT: usize = 8;
@@ -24,6 +25,7 @@ pub(crate) const FINISHED_LIMIT: usize = 32;
 pub(crate) enum Kind {
     Install,
     Verify,
+    Test,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
         match self {
             Self::Install => "install",
             Self::Verify => "verify",
+            Self::Test => "test",
         }
     }
 }
@@ -40,6 +43,7 @@ impl Kind {
 pub(crate) enum Outcome {
     Installed(InstallReport),
     Verified(VerifyReport),
+    Tested(TestReport),
     Failed(Failure),
 }
 
@@ -55,13 +59,20 @@ impl From<Result<VerifyReport, Failure>> for Outcome {
     }
 }
 
+impl From<Result<TestReport, Failure>> for Outcome {
+    fn from(result: Result<TestReport, Failure>) -> Self {
+        result.map_or_else(Self::Failed, Self::Tested)
+    }
+}
+
 impl Outcome {
     fn state(&self) -> &'static str {
         match self {
             Self::Installed(_) => "done",
             Self::Verified(report) if report.healthy => "done",
+            Self::Tested(report) if report.passed => "done",
             Self::Failed(failure) if failure.kind == ErrorKind::Cancelled => "cancelled",
-            Self::Verified(_) | Self::Failed(_) => "failed",
+            Self::Verified(_) | Self::Tested(_) | Self::Failed(_) => "failed",
         }
     }
 
@@ -72,7 +83,8 @@ impl Outcome {
                 (ErrorKind::SlotBad.dbus_name(), report.summary.clone())
             }
             Self::Failed(failure) => (failure.kind.dbus_name(), failure.message.clone()),
-            Self::Installed(_) | Self::Verified(_) => (String::new(), String::new()),
+            Self::Tested(report) if !report.passed => (ErrorKind::TestFailed.dbus_name(), why_failed(report)),
+            Self::Installed(_) | Self::Verified(_) | Self::Tested(_) => (String::new(), String::new()),
         }
     }
 
@@ -80,6 +92,7 @@ impl Outcome {
         match self {
             Self::Installed(report) => installed(report),
             Self::Verified(report) => verified(report),
+            Self::Tested(report) => tested(report),
             Self::Failed(_) => HashMap::new(),
         }
     }
@@ -112,6 +125,27 @@ fn verified(report: &VerifyReport) -> HashMap<&'static str, Variant<'static>> {
     result.extend(report.first_bad.map(|block| ("first_bad", block.into())));
     result.extend(report.last_bad.map(|block| ("last_bad", block.into())));
     result
+}
+
+fn tested(report: &TestReport) -> HashMap<&'static str, Variant<'static>> {
+    let row = |check: &CheckResult| {
+        (check.name.clone(), check.verdict.as_str().to_owned(), check.detail.clone(), check.hint.clone())
+    };
+    HashMap::from([
+        ("exit_code", i32::from(!report.passed).into()),
+        ("test_summary", report.summary.clone().into()),
+        ("checks", report.checks.iter().map(row).collect::<Vec<_>>().into()),
+        ("verity", report.verity.clone().into()),
+    ])
+}
+
+/// The check that failed, in one sentence or two.
+fn why_failed(report: &TestReport) -> String {
+    let failed = report.checks.iter().find(|check| check.verdict == Verdict::Failed);
+    failed.map_or_else(String::new, |check| {
+        let text = format!("the firmware test failed: {} check: {}", check.name, check.detail);
+        if check.hint.is_empty() { text } else { format!("{text}. {}", check.hint) }
+    })
 }
 
 /// What moves while a job runs, at one moment.

@@ -5,7 +5,7 @@ use sps_base::journal;
 use sps_base::slot::SlotId;
 
 use super::jobs::{Job, Kind, Outcome};
-use crate::store::{Failure, InstallReport, SlotView, SlotWord};
+use crate::store::{Failure, InstallReport, SlotView, SlotWord, TestReport};
 
 /// How the state was found at the start.
 pub(super) fn state(health: &str) {
@@ -37,6 +37,52 @@ pub(super) fn deleted(slot: SlotId, sender: &str) {
     );
 }
 
+fn named(slot: Option<&SlotView>) -> (u32, &str) {
+    slot.map_or((0, ""), |slot| (slot.id.get(), slot.version.as_str()))
+}
+
+pub(super) fn selected(slot: Option<&SlotView>, reason: &str, sender: &str) {
+    let (id, version) = named(slot);
+    tracing::info!(
+        MESSAGE_ID = journal::TRIAL_SELECTED,
+        SLOT = id,
+        VERSION = version,
+        REASON = reason,
+        SENDER = sender,
+        "firmware {version} in slot {id} is selected for the next start, by {sender}: {reason:?}"
+    );
+}
+
+pub(super) fn withdrawn(slot: SlotId, sender: &str) {
+    tracing::info!(
+        MESSAGE_ID = journal::TRIAL_WITHDRAWN,
+        SLOT = slot.get(),
+        SENDER = sender,
+        "the selection of slot {slot} is taken back by {sender}"
+    );
+}
+
+pub(super) fn confirmed(slot: Option<&SlotView>) {
+    let (id, version) = named(slot);
+    tracing::info!(
+        MESSAGE_ID = journal::TRIAL_CONFIRMED,
+        SLOT = id,
+        VERSION = version,
+        "firmware {version} in slot {id} is confirmed and the default now"
+    );
+}
+
+pub(super) fn rejected(slot: Option<&SlotView>, reason: &str) {
+    let (id, version) = named(slot);
+    tracing::error!(
+        MESSAGE_ID = journal::TRIAL_FAILED,
+        SLOT = id,
+        VERSION = version,
+        REASON = reason,
+        "the trial of firmware {version} in slot {id} has failed: {reason}"
+    );
+}
+
 pub(super) fn started(job: &Job) {
     let (number, slot, sender) = (job.number, job.slot, job.sender.as_str());
     match job.kind {
@@ -46,6 +92,12 @@ pub(super) fn started(job: &Job) {
             JOB = number,
             SENDER = sender,
             "job {number}: install into slot {slot} for {sender}"
+        ),
+        Kind::Test => tracing::info!(
+            SLOT = slot.get(),
+            JOB = number,
+            SENDER = sender,
+            "job {number}: test of slot {slot} for {sender}"
         ),
         Kind::Verify => tracing::info!(
             SLOT = slot.get(),
@@ -74,7 +126,51 @@ pub(super) fn ended(job: &Job, slot: Option<&SlotView>) {
         (Kind::Verify, Some(Outcome::Failed(failure))) if failure.kind == ErrorKind::Cancelled => {
             tracing::info!(JOB = job.number, "job {}: check of slot {} cancelled", job.number, job.slot);
         }
+        (_, Some(Outcome::Tested(report))) => tested(job, report),
+        (Kind::Test, Some(Outcome::Failed(failure))) => tracing::warn!(
+            SLOT = job.slot.get(),
+            JOB = job.number,
+            ERROR = failure.message.as_str(),
+            "job {}: slot {} was not tested ({}): {}",
+            job.number,
+            job.slot,
+            failure.kind,
+            failure.message
+        ),
         (Kind::Verify, Some(Outcome::Failed(failure))) => verify_failed(job, &failure.message),
+    }
+}
+
+fn tested(job: &Job, report: &TestReport) {
+    for check in &report.checks {
+        let (name, result) = (check.name.as_str(), check.verdict.as_str());
+        tracing::info!(
+            SLOT = job.slot.get(),
+            JOB = job.number,
+            "job {}: {name} check {result}: {}",
+            job.number,
+            check.detail
+        );
+    }
+    if report.passed {
+        tracing::info!(
+            SLOT = job.slot.get(),
+            JOB = job.number,
+            "job {}: slot {} can take over",
+            job.number,
+            job.slot
+        );
+    } else {
+        let (_, why) = job.error();
+        tracing::error!(
+            MESSAGE_ID = journal::TEST_FAILED,
+            SLOT = job.slot.get(),
+            JOB = job.number,
+            ERROR = why.as_str(),
+            "job {}: slot {}: {why}",
+            job.number,
+            job.slot
+        );
     }
 }
 

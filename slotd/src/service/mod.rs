@@ -23,7 +23,7 @@ use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::wire::OwnedObjectPath;
 
-use crate::store::{Failure, Progress, Store};
+use crate::store::{Failure, Progress, RevertRequest, Store};
 use jobs::{Job, Jobs, Kind, Outcome};
 use objects::{JobObject, ManagerObject, SlotObject};
 use view::View;
@@ -136,6 +136,59 @@ impl Daemon {
         // Also after a failure: half a deletion must show.
         self.view.renew(&self.store, connection).await;
         result.inspect(|()| journal::deleted(slot, sender))
+    }
+
+    async fn activate(
+        &self,
+        connection: &Connection,
+        slot: SlotId,
+        message: String,
+        sender: &str,
+    ) -> Result<(), CallError> {
+        let (text, who) = (message.clone(), sender.to_owned());
+        let result = self.blocking(move |store| store.activate(slot, &text, &who)).await;
+        self.view.renew(&self.store, connection).await;
+        result.inspect(|()| journal::selected(self.view.picture().slot(slot), &message, sender))
+    }
+
+    async fn deactivate(&self, connection: &Connection, slot: SlotId, sender: &str) -> Result<(), CallError> {
+        let result = self.blocking(move |store| store.deactivate(slot)).await;
+        self.view.renew(&self.store, connection).await;
+        result.inspect(|()| journal::withdrawn(slot, sender))
+    }
+
+    async fn confirm(&self, connection: &Connection) -> Result<(), CallError> {
+        let result = self.blocking(Store::confirm).await;
+        self.view.renew(&self.store, connection).await;
+        let picture = self.view.picture();
+        result.map(|trial| {
+            if trial {
+                journal::confirmed(picture.slot(picture.summary.booted));
+            }
+        })
+    }
+
+    async fn reject(&self, connection: &Connection, reason: String) -> Result<(), CallError> {
+        let text = reason.clone();
+        let result = self.blocking(move |store| store.reject(&text)).await;
+        self.view.renew(&self.store, connection).await;
+        let picture = self.view.picture();
+        result.inspect(|()| journal::rejected(picture.slot(picture.summary.booted), &reason))
+    }
+
+    async fn revert(
+        &self,
+        connection: &Connection,
+        reason: String,
+        request: RevertRequest,
+        sender: &str,
+    ) -> Result<(), CallError> {
+        let (text, who) = (reason.clone(), sender.to_owned());
+        let result = self.blocking(move |store| store.revert(&text, &request, &who)).await;
+        self.view.renew(&self.store, connection).await;
+        let slot = result?;
+        journal::selected(self.view.picture().slot(slot), &reason, sender);
+        Ok(())
     }
 
     async fn reset_state(

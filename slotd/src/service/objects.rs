@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sps_base::dbus::{ACTION_CANCEL, ACTION_DELETE, ACTION_INSTALL, ACTION_RESET_STATE, ACTION_VERIFY};
+use sps_base::dbus::{
+    ACTION_ACTIVATE, ACTION_CANCEL, ACTION_CONFIRM, ACTION_DEACTIVATE, ACTION_DELETE, ACTION_INSTALL,
+    ACTION_REJECT, ACTION_RESET_STATE, ACTION_REVERT, ACTION_TEST, ACTION_VERIFY,
+};
 use sps_base::error::{CallError, ErrorKind};
 use sps_base::slot::SlotId;
 use zbus::message::Header;
@@ -11,14 +14,24 @@ use zbus::wire::{OwnedFd, OwnedObjectPath, Variant};
 use zbus::{Connection, interface};
 
 use super::Daemon;
-use super::access::authorize;
+use super::access::{Details, authorize};
 use super::jobs::{Job, Kind, Outcome};
-use super::options::{Options, parse_install, parse_verify};
-use super::view::Picture;
+use super::options::{
+    Options, check_text, parse_activate, parse_install, parse_revert, parse_test, parse_verify,
+};
+use super::view::{Picture, last_upgrade};
+use crate::domain::manifest::Version;
+use crate::domain::state::TEXT_LIMIT;
 use crate::store::SlotView;
 
-/// Longest reason that a caller may give.
-const REASON_LIMIT: usize = 1024;
+/// What polkit's rules may look at: which slot, its version, and whether that is older than what runs.
+fn details_of(picture: &Picture, slot: SlotId) -> Details {
+    let version = |slot: SlotId| picture.slot(slot).map(|slot| slot.version.clone()).unwrap_or_default();
+    let (new, running) = (version(slot), version(picture.summary.booted));
+    let older =
+        Version::parse(&new).zip(Version::parse(&running)).is_some_and(|(new, running)| new < running);
+    Details::from([("slot", slot.to_string()), ("version", new), ("older", older.to_string())])
+}
 
 fn sender(header: &Header<'_>) -> String {
     header.sender().map(ToString::to_string).unwrap_or_default()
@@ -44,7 +57,10 @@ impl ManagerObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
         let request = parse_install(options)?;
-        authorize(connection, &header, ACTION_INSTALL).await?;
+        let mut details =
+            Details::from([("repair", request.repair.to_string()), ("replace", request.replace.to_string())]);
+        details.extend(request.slot.map(|slot| ("slot", slot.to_string())));
+        authorize(connection, &header, ACTION_INSTALL, details).await?;
         let store = Arc::clone(&self.0.store);
         let reservation = store.reserve_install(&request)?;
         let slot = reservation.slot();
@@ -64,17 +80,83 @@ impl ManagerObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), CallError> {
-        if reason.trim().is_empty() || reason.len() > REASON_LIMIT || reason.contains(char::is_control) {
-            let text = format!("argument reason: expected 1 to {REASON_LIMIT} bytes on one line");
-            return Err(CallError::new(ErrorKind::InvalidArgument, text));
-        }
-        authorize(connection, &header, ACTION_RESET_STATE).await?;
+        check_text("reason", &reason, 1, TEXT_LIMIT)?;
+        authorize(connection, &header, ACTION_RESET_STATE, Details::new()).await?;
         self.0.reset_state(connection, reason, &sender(&header)).await
+    }
+
+    async fn confirm(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        authorize(connection, &header, ACTION_CONFIRM, Details::new()).await?;
+        self.0.confirm(connection).await
+    }
+
+    async fn reject(
+        &self,
+        reason: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        check_text("reason", &reason, 1, TEXT_LIMIT)?;
+        authorize(connection, &header, ACTION_REJECT, Details::new()).await?;
+        self.0.reject(connection, reason).await
+    }
+
+    async fn revert(
+        &self,
+        reason: String,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        let request = parse_revert(options)?;
+        check_text("reason", &reason, 1, TEXT_LIMIT)?;
+        let slot = request.slot.unwrap_or_else(|| self.picture().summary.fallback);
+        authorize(connection, &header, ACTION_REVERT, details_of(&self.picture(), slot)).await?;
+        self.0.revert(connection, reason, request, &sender(&header)).await
     }
 
     #[zbus(property)]
     fn booted(&self) -> u32 {
         self.picture().summary.booted.get()
+    }
+
+    #[zbus(property)]
+    fn default(&self) -> u32 {
+        self.picture().summary.default.get()
+    }
+
+    #[zbus(property)]
+    fn after_reboot(&self) -> u32 {
+        self.picture().summary.after_reboot.get()
+    }
+
+    #[zbus(property)]
+    fn trial(&self) -> bool {
+        self.picture().summary.trial
+    }
+
+    #[zbus(property)]
+    fn confirmed(&self) -> bool {
+        self.picture().summary.confirmed
+    }
+
+    #[zbus(property)]
+    fn fallback(&self) -> u32 {
+        self.picture().summary.fallback.get()
+    }
+
+    #[zbus(property)]
+    fn last_upgrade(&self) -> HashMap<&'static str, Variant<'static>> {
+        last_upgrade(&self.picture().summary)
+    }
+
+    #[zbus(property)]
+    fn loader(&self) -> &'static str {
+        self.picture().summary.loader
     }
 
     #[zbus(property)]
@@ -119,6 +201,10 @@ impl SlotObject {
         self.daemon.view.picture().slot(self.id).map(|slot| text(slot).clone()).unwrap_or_default()
     }
 
+    fn details(&self) -> Details {
+        details_of(&self.daemon.view.picture(), self.id)
+    }
+
     fn value<T: Default>(&self, value: impl FnOnce(&SlotView) -> T) -> T {
         self.daemon.view.picture().slot(self.id).map(value).unwrap_or_default()
     }
@@ -147,7 +233,7 @@ impl SlotObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
         let (mode, scheduled) = parse_verify(mode, options)?;
-        authorize(connection, &header, ACTION_VERIFY).await?;
+        authorize(connection, &header, ACTION_VERIFY, self.details()).await?;
         let store = Arc::clone(&self.daemon.store);
         let reservation = store.reserve_verify(self.id)?;
         let work = move |progress: &_| Outcome::from(store.verify(reservation, mode, scheduled, progress));
@@ -159,8 +245,45 @@ impl SlotObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), CallError> {
-        authorize(connection, &header, ACTION_DELETE).await?;
+        authorize(connection, &header, ACTION_DELETE, self.details()).await?;
         self.daemon.delete(connection, self.id, &sender(&header)).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn test(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, CallError> {
+        let again = parse_test(options)?;
+        authorize(connection, &header, ACTION_TEST, self.details()).await?;
+        let store = Arc::clone(&self.daemon.store);
+        let reservation = store.reserve_test(self.id)?;
+        let work = move |progress: &_| Outcome::from(store.test(&reservation, again, progress));
+        self.daemon.start(connection, Kind::Test, self.id, &sender(&header), work).await
+    }
+
+    async fn activate(
+        &self,
+        message: String,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        parse_activate(options)?;
+        check_text("message", &message, 0, TEXT_LIMIT)?;
+        authorize(connection, &header, ACTION_ACTIVATE, self.details()).await?;
+        self.daemon.activate(connection, self.id, message, &sender(&header)).await
+    }
+
+    async fn deactivate(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), CallError> {
+        authorize(connection, &header, ACTION_DEACTIVATE, self.details()).await?;
+        self.daemon.deactivate(connection, self.id, &sender(&header)).await
     }
 
     #[zbus(property)]
@@ -229,6 +352,11 @@ impl SlotObject {
     }
 
     #[zbus(property)]
+    fn configuration(&self) -> String {
+        self.text(|slot| &slot.configuration)
+    }
+
+    #[zbus(property)]
     fn current(&self) -> bool {
         self.value(|slot| slot.current)
     }
@@ -251,7 +379,9 @@ impl JobObject {
     ) -> Result<(), CallError> {
         let own = header.sender().is_some_and(|name| name.as_str() == self.0.sender);
         if !own {
-            authorize(connection, &header, ACTION_CANCEL).await?;
+            let slot =
+                Details::from([("slot", self.0.slot.to_string()), ("kind", self.0.kind.as_str().to_owned())]);
+            authorize(connection, &header, ACTION_CANCEL, slot).await?;
         }
         if self.0.is_finished() {
             let text = format!("job {} is {}; there is nothing to cancel", self.0.number, self.0.state());

@@ -7,7 +7,7 @@ use sps_base::error::{CallError, ErrorKind};
 use sps_base::slot::SlotId;
 use zbus::wire::{OwnedVariant, Variant};
 
-use crate::store::{InstallRequest, VerifyMode};
+use crate::store::{InstallRequest, RevertRequest, VerifyMode};
 
 /// Options as they arrive.
 pub(crate) type Options = HashMap<String, OwnedVariant>;
@@ -89,6 +89,44 @@ pub(crate) fn parse_verify(mode: &str, mut options: Options) -> Result<(VerifyMo
     let scheduled = take(&mut options, "scheduled", "a boolean (b)")?.unwrap_or(false);
     nothing_left(options, "scheduled")?;
     Ok((mode, scheduled))
+}
+
+/// Options of `Slot.Test`: whether a firmware whose last trial failed is tested all the same.
+pub(crate) fn parse_test(mut options: Options) -> Result<bool, CallError> {
+    let again = take(&mut options, "again", "a boolean (b)")?.unwrap_or(false);
+    nothing_left(options, "again")?;
+    Ok(again)
+}
+
+/// Options of `Slot.Activate`: none yet.
+pub(crate) fn parse_activate(options: Options) -> Result<(), CallError> {
+    nothing_left(options, "none")
+}
+
+/// Options of `Manager.Revert`.
+pub(crate) fn parse_revert(mut options: Options) -> Result<RevertRequest, CallError> {
+    let slot = take::<u32>(&mut options, "slot", "a slot number (u)")?
+        .map(|id| {
+            SlotId::new(id)
+                .filter(|id| *id != SlotId::RECOVERY)
+                .ok_or_else(|| refuse("slot", "a number from 1 to 9"))
+        })
+        .transpose()?;
+    let accept_config = take::<String>(&mut options, "accept_config", "a string (s)")?
+        .map(|date| if date.len() <= 64 { Ok(date) } else { Err(refuse("accept_config", "a date")) })
+        .transpose()?;
+    nothing_left(options, "accept_config, slot")?;
+    Ok(RevertRequest { slot, accept_config })
+}
+
+/// A text that is kept and logged: at most `limit` bytes on one line.
+pub(crate) fn check_text(argument: &str, text: &str, least: usize, limit: usize) -> Result<(), CallError> {
+    let long_enough = text.trim().len() >= least;
+    if long_enough && text.len() <= limit && !text.contains(char::is_control) {
+        return Ok(());
+    }
+    let text = format!("argument {argument}: expected {least} to {limit} bytes on one line");
+    Err(CallError::new(ErrorKind::InvalidArgument, text))
 }
 
 #[cfg(test)]

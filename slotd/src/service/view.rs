@@ -115,14 +115,40 @@ fn slot_properties(slot: &SlotView) -> Vec<Property> {
         ("InstalledAt", slot.installed_at.into()),
         ("VerifiedAt", slot.verified_at.into()),
         ("VerifiedHow", slot.verified_how.into()),
+        ("Configuration", slot.configuration.clone().into()),
         ("Current", slot.current.into()),
         ("AfterReboot", slot.after_reboot.into()),
     ]
 }
 
+/// The value of `LastUpgrade`.
+pub(crate) fn last_upgrade(summary: &Summary) -> HashMap<&'static str, Variant<'static>> {
+    let Some(last) = &summary.last_upgrade else { return HashMap::new() };
+    HashMap::from([
+        ("outcome", last.outcome.into()),
+        ("kind", last.kind.into()),
+        ("slot", last.slot.get().into()),
+        ("version", last.version.clone().into()),
+        ("from_version", last.from_version.clone().into()),
+        ("root_hash", last.root_hash.clone().into()),
+        ("message", last.message.clone().into()),
+        ("who", last.who.clone().into()),
+        ("selected_at", last.selected_at.into()),
+        ("ended_at", last.ended_at.into()),
+        ("reason", last.reason.clone().into()),
+    ])
+}
+
 fn summary_properties(summary: &Summary) -> Vec<Property> {
     vec![
         ("Booted", summary.booted.get().into()),
+        ("Default", summary.default.get().into()),
+        ("AfterReboot", summary.after_reboot.get().into()),
+        ("Trial", summary.trial.into()),
+        ("Confirmed", summary.confirmed.into()),
+        ("Fallback", summary.fallback.get().into()),
+        ("LastUpgrade", last_upgrade(summary).into()),
+        ("Loader", summary.loader.into()),
         ("Compatible", summary.compatible.clone().into()),
         ("SecurityEpoch", summary.security_epoch.into()),
         ("EmptySlots", summary.empty_slots.into()),
