@@ -235,14 +235,15 @@ fn confirm(state: &mut State, slot: SlotId, firmware: &Firmware, at: u64) {
         Some(old) => old.before,
         None => None,
     };
-    state.confirmed = Some(Confirmed { slot, root_hash, at, before });
+    state.confirmed = Some(Confirmed { slot, root_hash, at, before, unknown: BTreeMap::new() });
     state.boots.remove(&slot);
     state.refused.retain(|refused| refused.root_hash != root_hash);
     state.epoch_floor = state.epoch_floor.max(firmware.epoch);
     state.time_floor = state.time_floor.max(firmware.built);
     if let Some(selection) = state.pending.take_if(|pending| pending.slot == slot) {
         let outcome = UpgradeOutcome::Confirmed;
-        state.last_upgrade = Some(LastUpgrade { selection, outcome, reason: String::new(), at });
+        state.last_upgrade =
+            Some(LastUpgrade { selection, outcome, reason: String::new(), at, unknown: BTreeMap::new() });
     }
 }
 
@@ -252,12 +253,17 @@ fn end(state: &mut State, outcome: UpgradeOutcome, reason: &str, refused: bool, 
     if refused {
         let root_hash = selection.root_hash;
         state.refused.retain(|old| old.root_hash != root_hash);
-        state.refused.push(Refused { root_hash, reason: shortened(reason, 256), at });
+        state.refused.push(Refused {
+            root_hash,
+            reason: shortened(reason, 256),
+            at,
+            unknown: BTreeMap::new(),
+        });
         let surplus = state.refused.len().saturating_sub(REFUSED_LIMIT);
         state.refused.drain(..surplus);
     }
     let reason = shortened(reason, TEXT_LIMIT);
-    state.last_upgrade = Some(LastUpgrade { selection, outcome, reason, at });
+    state.last_upgrade = Some(LastUpgrade { selection, outcome, reason, at, unknown: BTreeMap::new() });
 }
 
 /// The first `limit` bytes, whole characters.
@@ -471,6 +477,7 @@ impl Machine {
             who: shortened(&order.who, 256),
             at: order.at,
             confirming: false,
+            unknown: BTreeMap::new(),
         };
         let mut effects = Vec::new();
         if self.selection().is_some_and(|selection| selection.one_shot.is_some()) {

@@ -52,7 +52,7 @@ pub const REFUSED_LIMIT: usize = 32;
 pub const TEXT_LIMIT: usize = 1024;
 
 /// A firmware that is selected for one start, or has been and is not decided yet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Which slot.
     pub slot: SlotId,
@@ -76,6 +76,9 @@ pub struct Pending {
     /// Its health checks have passed: it becomes the default whatever happens now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub confirming: bool,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// Why a firmware was selected.
@@ -91,7 +94,7 @@ pub enum SelectionKind {
 }
 
 /// A firmware that has proven itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmed {
     /// Which slot.
     pub slot: SlotId,
@@ -102,10 +105,13 @@ pub struct Confirmed {
     /// Slot and root hash of what was confirmed before: the one to go back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<(SlotId, Sha256Hex)>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// A firmware whose trial failed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// Its root hash.
     pub root_hash: Sha256Hex,
@@ -113,10 +119,13 @@ pub struct Refused {
     pub reason: String,
     /// When, Unix seconds.
     pub at: u64,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// How a selection ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastUpgrade {
     /// What was selected.
     pub selection: Pending,
@@ -127,6 +136,9 @@ pub struct LastUpgrade {
     pub reason: String,
     /// When, Unix seconds.
     pub at: u64,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// How a selection ended.

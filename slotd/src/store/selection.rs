@@ -142,7 +142,7 @@ impl Store {
         self.look_at_loader();
         let machine = self.machine();
         let (slot, root_hash) = machine.booted.filter(|(slot, _)| machine.default_slot() == Some(*slot))?;
-        Some(Confirmed { slot, root_hash, at: (self.now)(), before: None })
+        Some(Confirmed { slot, root_hash, at: (self.now)(), before: None, unknown: BTreeMap::new() })
     }
 
     /// What an operator should know of the selection.

@@ -68,7 +68,8 @@ fn firmware(which: usize) -> Firmware {
 impl World {
     /// As the installer leaves it: the first firmware runs from slot 1 and is the default.
     fn new(slots: u32) -> Self {
-        let confirmed = Confirmed { slot: id(1), root_hash: hash(0), at: 0, before: None };
+        let confirmed =
+            Confirmed { slot: id(1), root_hash: hash(0), at: 0, before: None, unknown: BTreeMap::new() };
         Self {
             state: State { confirmed: Some(confirmed), epoch_floor: 1, ..State::default() },
             slots: (1..=slots).map(|number| (id(number), (number == 1).then_some(0))).collect(),

@@ -7,6 +7,13 @@ fn slot(id: u32) -> SlotId {
     SlotId::new(id).unwrap()
 }
 
+fn selection() -> serde_json::Value {
+    serde_json::json!({
+        "slot": 2, "root_hash": "04".repeat(32), "version": "8.0.2", "from_version": "8.0.1", "kind": "upgrade",
+        "message": "ünïcode", "who": ":1.7", "at": 7, "confirming": true, "until": 9,
+    })
+}
+
 fn full() -> serde_json::Value {
     serde_json::json!({
         "epoch_floor": 3,
@@ -20,7 +27,14 @@ fn full() -> serde_json::Value {
             "1": {"sequence": 8, "at": 5, "how": "full", "bad": "2 blocks", "seconds": 7},
             "9": {"sequence": 1, "at": 6, "how": "quick"},
         },
-        "pending": {"slot": 2, "message": "ünïcode \u{0}"},
+        "pending": selection(),
+        "confirmed": {"slot": 1, "root_hash": "01".repeat(32), "at": 3, "before": [2, "02".repeat(32)], "how": "well"},
+        "boots": {"1": 2},
+        "refused": [{"root_hash": "03".repeat(32), "reason": "no network", "at": 4, "log": "x"}],
+        "last_upgrade": {
+            "selection": selection(), "outcome": "failed", "reason": "ill", "at": 5, "seconds": 9,
+        },
+        "later": {"slot": 2, "message": "ünïcode \u{0}"},
         "large": u64::MAX,
         "list": [1, [2, {"deep": null}], -3],
     })
@@ -37,7 +51,7 @@ fn a_state_comes_back_with_the_fields_that_nobody_knows() {
     );
     assert_eq!(state.checks[&slot(1)].bad.as_deref(), Some("2 blocks"));
     assert_eq!(state.checks[&slot(9)].how, CheckKind::Quick);
-    assert_eq!(state.unknown.keys().collect::<Vec<_>>(), ["large", "list", "pending"]);
+    assert_eq!(state.unknown.keys().collect::<Vec<_>>(), ["large", "later", "list"]);
     let written: serde_json::Value = serde_json::from_slice(&state.render()).unwrap();
     assert_eq!(written, full(), "what a newer firmware stored is written back");
     assert_eq!(State::parse(&state.render()).unwrap(), state);
