@@ -117,6 +117,21 @@ fn both_copies_say_the_same_and_other_lines_stay() {
 }
 
 #[test]
+fn a_default_that_one_copy_cannot_hold_is_set_in_none() {
+    let machine = machine();
+    let large = format!("default old.efi\n# {}\n", "x".repeat(65_517));
+    for (conf, name) in
+        [(None, " a"), (None, "a\nb"), (None, "#a"), (Some(large.as_bytes()), "long-name.efi")]
+    {
+        machine.defaults(None, conf);
+        let result = machine.loader.set_default(&Entry::Other(name.into()));
+        assert!(matches!(result, Err(LoaderError::Refused { .. })), "{name:?}: {result:?}");
+        assert!(!machine.variable(DEFAULT).exists(), "{name:?}");
+        assert_eq!(fs::read(&machine.conf).ok().as_deref(), conf);
+    }
+}
+
+#[test]
 fn one_copy_is_enough_and_the_other_is_reported_until_it_is_written() {
     let one = encode("sps-slot-1.efi").unwrap();
     let conf_1: &[u8] = b"default sps-slot-1.efi\n";

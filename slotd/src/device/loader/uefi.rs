@@ -74,18 +74,21 @@ impl<V: Variables> SystemdBoot<V> {
         }
     }
 
+    /// The configuration with another default; one that cannot be read is made anew.
+    fn next_conf(&self, value: &str) -> Result<Vec<u8>, LoaderError> {
+        let old = self.read_conf().unwrap_or_default();
+        loader_conf::with_default(old.as_deref(), value)
+            .map_err(|e| LoaderError::Refused { path: self.conf.clone(), what: e.to_string() })
+    }
+
     /// Overwrites what is there and does not rename, which FAT cannot do safely. A file that slotd has written before
     /// keeps its length: then one sector changes, and nothing that says where the file is.
-    fn write_conf(&self, value: &str) -> Result<(), LoaderError> {
-        // What cannot be read is made anew; where even that fails, writing says why.
-        let old = self.read_conf().unwrap_or_default();
-        let new = loader_conf::with_default(old.as_deref(), value)
-            .map_err(|e| LoaderError::Refused { path: self.conf.clone(), what: e.to_string() })?;
+    fn write_conf(&self, new: &[u8]) -> Result<(), LoaderError> {
         let directory = self.conf.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(directory).map_err(self.fail("make the directory of"))?;
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.conf);
         let file = file.map_err(self.fail("open"))?;
-        file.write_all_at(&new, 0).map_err(self.fail("write"))?;
+        file.write_all_at(new, 0).map_err(self.fail("write"))?;
         if file.metadata().map_err(self.fail("stat"))?.len() != new.len() as u64 {
             file.set_len(new.len() as u64).map_err(self.fail("cut"))?;
         }
@@ -144,14 +147,12 @@ impl<V: Variables> Loader for SystemdBoot<V> {
     /// variable, and [`Loader::read`] reports the damage. Where the variable cannot be set (firmware locked or out of
     /// room) `loader.conf` stays as it is, for it may be the only copy.
     fn set_default(&self, entry: &Entry) -> Result<(), LoaderError> {
-        let value = value(entry);
-        // Refused before anything is changed.
-        if let Err(e) = loader_conf::with_default(None, &value) {
-            return Err(LoaderError::Refused { path: self.conf.clone(), what: e.to_string() });
-        }
         let variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = value(entry);
+        // What is refused is refused before anything is changed.
+        let conf = self.next_conf(&value)?;
         set_variable(&*variables, efivar::DEFAULT, &value)?;
-        self.write_conf(&value)
+        self.write_conf(&conf)
     }
 }
 
