@@ -1,7 +1,7 @@
 //! Configuration in three stages: fragments as written, merged in order, settings validated.
 //!
 //! `slotd.toml` is read from /usr/lib/sps, /run/sps and /etc/sps, a later file over an earlier one, key by key.
-//! A `[[slot]]` list replaces the earlier list as a whole. Unknown keys are errors.
+//! A `[[slot]]` list replaces the earlier list as a whole, and so does the table `[loader]`. Unknown keys are errors.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,6 +18,9 @@ pub const STANDARD_FILES: [&str; 3] =
 /// Longest file that is read.
 pub const FILE_LIMIT: u64 = 64 * 1024;
 
+const EFIVARS: &str = "/sys/firmware/efi/efivars";
+const GRUB_ENVIRONMENT: &str = "/boot/grub/grubenv";
+const UPGRADE_CHECK: &str = "/usr/lib/sps/upgrade-check";
 const LABEL_LIMIT: usize = 32;
 const STALL_LIMIT: u64 = 86_400;
 
@@ -82,8 +85,21 @@ pub struct Fragment {
     keyring: Option<PathBuf>,
     state: Option<PathBuf>,
     esp: Option<PathBuf>,
+    data: Option<PathBuf>,
+    configuration: Option<PathBuf>,
+    upgrade_check: Option<PathBuf>,
+    check_runner: Option<CheckRunner>,
+    recycle_fallback: Option<bool>,
     stall_timeout_s: Option<u64>,
+    loader: Option<LoaderFragment>,
     slot: Option<Vec<SlotFragment>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+enum LoaderFragment {
+    Grub { environment: Option<PathBuf> },
+    SystemdBoot { variables: Option<PathBuf> },
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,7 +121,13 @@ pub struct Inputs {
     keyring: Input<PathBuf>,
     state: Input<PathBuf>,
     esp: Input<PathBuf>,
+    data: Input<PathBuf>,
+    configuration: Input<PathBuf>,
+    upgrade_check: Input<PathBuf>,
+    check_runner: Input<CheckRunner>,
+    recycle_fallback: Input<bool>,
     stall_timeout_s: Input<u64>,
+    loader: Input<LoaderFragment>,
     slot: Input<Vec<SlotFragment>>,
 }
 
@@ -122,10 +144,47 @@ pub struct Settings {
     pub state: PathBuf,
     /// Directory that holds `EFI/`.
     pub esp: PathBuf,
+    /// Directory of `sps-data`, whose free space counts for a new firmware; not counted when unset.
+    pub data: Option<PathBuf>,
+    /// Directory of one directory per configuration generation, named by root hash.
+    pub configuration: Option<PathBuf>,
+    /// The program that runs a new firmware's own checks.
+    pub upgrade_check: PathBuf,
+    /// What it is run with; unset: systemd where that runs.
+    pub check_runner: Option<CheckRunner>,
+    /// An install without an empty slot may overwrite the fallback; unset: with exactly two slots.
+    pub recycle_fallback: Option<bool>,
     /// No byte from a pipe or socket for this long ends an install.
     pub stall_timeout: Duration,
+    /// The boot loader; `None`: nothing can be selected.
+    pub loader: Option<LoaderSettings>,
     /// Firmware slots, ascending by number.
     pub slots: Vec<SlotSettings>,
+}
+
+/// Where the boot loader keeps what it is set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoaderSettings {
+    /// GRUB.
+    Grub {
+        /// The file with the environment block.
+        environment: PathBuf,
+    },
+    /// systemd-boot; its other copy is on the ESP.
+    SystemdBoot {
+        /// The directory where efivarfs is mounted.
+        variables: PathBuf,
+    },
+}
+
+/// What keeps a new firmware's own checks apart from this system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckRunner {
+    /// A transient unit.
+    Systemd,
+    /// `bwrap`.
+    Bubblewrap,
 }
 
 /// One firmware slot.
@@ -153,19 +212,28 @@ impl Inputs {
                 *below = Some((file.to_owned(), value));
             }
         }
-        let Fragment { compatible, hardware, keyring, state, esp, stall_timeout_s, slot } = fragment;
+        let Fragment { compatible, hardware, keyring, state, esp, data, configuration, .. } = fragment;
+        let Fragment { upgrade_check, check_runner, recycle_fallback, stall_timeout_s, loader, slot, .. } =
+            fragment;
         lay(&mut self.compatible, file, compatible);
         lay(&mut self.hardware, file, hardware);
         lay(&mut self.keyring, file, keyring);
         lay(&mut self.state, file, state);
         lay(&mut self.esp, file, esp);
+        lay(&mut self.data, file, data);
+        lay(&mut self.configuration, file, configuration);
+        lay(&mut self.upgrade_check, file, upgrade_check);
+        lay(&mut self.check_runner, file, check_runner);
+        lay(&mut self.recycle_fallback, file, recycle_fallback);
         lay(&mut self.stall_timeout_s, file, stall_timeout_s);
+        lay(&mut self.loader, file, loader);
         lay(&mut self.slot, file, slot);
     }
 
     /// Checks everything that the files say together.
     pub fn validate(self) -> Result<Settings, SettingsError> {
         let compatible = required("compatible", self.compatible, "the product's name")?;
+        let upgrade_check = (PathBuf::new(), PathBuf::from(UPGRADE_CHECK));
         let stall = self.stall_timeout_s.unwrap_or((PathBuf::new(), 60));
         Ok(Settings {
             compatible: name("compatible", compatible)?,
@@ -173,7 +241,13 @@ impl Inputs {
             keyring: absolute("keyring", required("keyring", self.keyring, "a directory")?)?,
             state: absolute("state", required("state", self.state, "a file")?)?,
             esp: absolute("esp", required("esp", self.esp, "the directory that holds EFI/")?)?,
+            data: self.data.map(|input| absolute("data", input)).transpose()?,
+            configuration: self.configuration.map(|input| absolute("configuration", input)).transpose()?,
+            upgrade_check: absolute("upgrade_check", self.upgrade_check.unwrap_or(upgrade_check))?,
+            check_runner: self.check_runner.map(|(_, runner)| runner),
+            recycle_fallback: self.recycle_fallback.map(|(_, allowed)| allowed),
             stall_timeout: stall_timeout(stall)?,
+            loader: self.loader.map(loader).transpose()?,
             slots: slots(required("slot", self.slot, "one [[slot]] for each firmware slot")?)?,
         })
     }
@@ -217,6 +291,20 @@ fn stall_timeout((file, seconds): (PathBuf, u64)) -> Result<Duration, SettingsEr
         return Ok(Duration::from_secs(seconds));
     }
     refuse(&file, "stall_timeout_s", &seconds, "1 to 86400 seconds")
+}
+
+fn loader((file, loader): (PathBuf, LoaderFragment)) -> Result<LoaderSettings, SettingsError> {
+    let path = |key: &str, given: Option<PathBuf>, default: &str| {
+        absolute(key, (file.clone(), given.unwrap_or_else(|| default.into())))
+    };
+    Ok(match loader {
+        LoaderFragment::Grub { environment } => {
+            LoaderSettings::Grub { environment: path("loader.environment", environment, GRUB_ENVIRONMENT)? }
+        }
+        LoaderFragment::SystemdBoot { variables } => {
+            LoaderSettings::SystemdBoot { variables: path("loader.variables", variables, EFIVARS)? }
+        }
+    })
 }
 
 fn slots((file, list): (PathBuf, Vec<SlotFragment>)) -> Result<Vec<SlotSettings>, SettingsError> {
@@ -310,6 +398,10 @@ mod tests {
         let settings = settings(&[SHIPPED]).unwrap();
         assert_eq!(settings.stall_timeout, Duration::from_mins(1));
         assert_eq!(settings.hardware, None);
+        assert_eq!(settings.loader, Some(LoaderSettings::SystemdBoot { variables: EFIVARS.into() }));
+        assert_eq!((settings.data, settings.configuration), (None, None));
+        assert_eq!((settings.check_runner, settings.recycle_fallback), (None, None));
+        assert_eq!(settings.upgrade_check, Path::new("/usr/lib/sps/upgrade-check"));
         let ids: Vec<_> = settings.slots.iter().map(|slot| slot.id.get()).collect();
         assert_eq!(ids, [1, 2]);
     }
@@ -324,7 +416,11 @@ mod tests {
             })
             .collect();
         assert_ne!(text, SHIPPED);
-        assert_eq!(settings(&[&text]).unwrap().hardware.as_deref(), Some("SPS-1000"));
+        let all = settings(&[&text]).unwrap();
+        assert_eq!(all.hardware.as_deref(), Some("SPS-1000"));
+        assert!(all.data.is_some() && all.configuration.is_some() && all.check_runner.is_some());
+        let shipped = settings(&[SHIPPED]).unwrap();
+        assert_eq!((all.loader, all.upgrade_check), (shipped.loader, shipped.upgrade_check), "the defaults");
     }
 
     #[test]
@@ -339,9 +435,43 @@ mod tests {
     }
 
     #[test]
+    fn the_loader_is_named_by_kind_and_replaced_as_a_whole() {
+        let none = SHIPPED.replace("[loader]\nkind = \"systemd-boot\"", "");
+        assert_ne!(none, SHIPPED);
+        assert_eq!(settings(&[&none]).unwrap().loader, None);
+        for (text, environment) in [
+            ("loader = {kind = \"grub\"}", "/boot/grub/grubenv"),
+            ("[loader]\nkind = \"grub\"\nenvironment = \"/efi/grubenv\"\n", "/efi/grubenv"),
+        ] {
+            let expected = LoaderSettings::Grub { environment: environment.into() };
+            assert_eq!(settings(&[SHIPPED, text]).unwrap().loader, Some(expected));
+        }
+        let more = "recycle_fallback = false\ncheck_runner = \"bubblewrap\"\nupgrade_check = \"/opt/check\"\n\
+                    data = \"/data\"\nconfiguration = \"/data/config\"\n";
+        let more = settings(&[SHIPPED, more]).unwrap();
+        assert_eq!((more.recycle_fallback, more.check_runner), (Some(false), Some(CheckRunner::Bubblewrap)));
+        assert_eq!(more.upgrade_check, Path::new("/opt/check"));
+        assert_eq!(more.data.as_deref(), Some(Path::new("/data")));
+        assert_eq!(more.configuration.as_deref(), Some(Path::new("/data/config")));
+    }
+
+    #[test]
     fn refusals_name_file_key_and_what_was_expected() {
-        let cases: [(&[&str], &[&str]); 12] = [
-            (&[SHIPPED, "recycle_fallback = true"], &["1.toml", "recycle_fallback", "expected one of"]),
+        let cases: [(&[&str], &[&str]); 22] = [
+            (&[SHIPPED, "recycle = true"], &["1.toml", "recycle", "expected one of"]),
+            (&[SHIPPED, "recycle_fallback = 1"], &["1.toml", "recycle_fallback", "boolean"]),
+            (&[SHIPPED, "data = \"data\""], &["1.toml", "data", "absolute"]),
+            (&[SHIPPED, "configuration = \"/a/..\""], &["1.toml", "configuration", "absolute"]),
+            (&[SHIPPED, "upgrade_check = \"check\""], &["1.toml", "upgrade_check", "absolute"]),
+            (&[SHIPPED, "check_runner = \"docker\""], &["1.toml", "check_runner", "bubblewrap"]),
+            (&[SHIPPED, "loader = {}"], &["1.toml", "kind"]),
+            (&[SHIPPED, "loader = {kind = \"lilo\"}"], &["1.toml", "lilo", "systemd-boot"]),
+            (&[SHIPPED, "loader = {kind = \"grub\", variables = \"/v\"}"], &["1.toml", "variables"]),
+            (
+                &[SHIPPED, "loader = {kind = \"grub\", environment = \"grubenv\"}"],
+                &["loader.environment", "absolute"],
+            ),
+            (&[SHIPPED, "loader = {kind = \"systemd-boot\", variables = \"v\"}"], &["loader.variables"]),
             (&[SHIPPED, "compatible = 3"], &["1.toml", "compatible", "string"]),
             (&[SHIPPED, "slot = [{id = 1, label = \"A\", device = \"/d\", size = 1}]"], &["1.toml", "size"]),
             (&["compatible = \"x\""], &["keyring", "set nowhere"]),

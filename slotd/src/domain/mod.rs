@@ -1,9 +1,12 @@
 //! The functional core: formats, decisions and the order law. No I/O, no clock, no panic.
 
 pub mod boot;
+pub mod efivar;
+pub mod envblk;
 pub mod file_list;
 pub mod iso;
 pub mod layout;
+pub mod loader_conf;
 pub mod machine;
 pub mod manifest;
 pub mod plan;

@@ -9,14 +9,17 @@ use std::time::Duration;
 use sps_base::slot::SlotId;
 
 use super::state_store::StateStore;
-use super::surroundings::{Nowhere, Surroundings};
+use super::surroundings::{Host, Surroundings};
 use super::{Slot, Store};
 use crate::device::esp::{DirectoryEsp, Esp};
 use crate::device::loader::Loader;
+use crate::device::loader::efivarfs::Efivarfs;
+use crate::device::loader::grub::{FileBlock, Grub};
+use crate::device::loader::uefi::SystemdBoot;
 use crate::device::medium::{FileMedium, Medium};
 use crate::domain::machine::LoaderFound;
 use crate::domain::signature::Keyring;
-use crate::settings::Settings;
+use crate::settings::{LoaderSettings, Settings};
 
 /// Most files in a keyring directory that are read.
 const MAX_KEYRING_FILES: usize = 64;
@@ -94,11 +97,20 @@ impl Assembly {
                 .collect(),
             esp,
             state: open(&settings.state),
-            loader: None,
-            recycle_fallback: None,
-            surroundings: Arc::new(Nowhere),
+            loader: settings.loader.as_ref().map(|loader| Ok(open_loader(loader, &settings.esp))),
+            recycle_fallback: settings.recycle_fallback,
+            surroundings: Arc::new(Host::new(settings)),
             read_back: true,
             environment,
+        }
+    }
+}
+
+fn open_loader(settings: &LoaderSettings, esp: &Path) -> Arc<dyn Loader> {
+    match settings {
+        LoaderSettings::Grub { environment } => Arc::new(Grub::new(FileBlock::new(environment))),
+        LoaderSettings::SystemdBoot { variables } => {
+            Arc::new(SystemdBoot::new(Efivarfs::new(variables), esp))
         }
     }
 }

@@ -37,7 +37,7 @@ use tracing::info;
 pub use assembly::{Assembly, Environment, SlotMedium};
 pub use reserve::Reservation;
 pub use selection::Start;
-pub use surroundings::{Configuration, Nowhere, Programs, Root, Surroundings};
+pub use surroundings::{Configuration, Host, Nowhere, Programs, Root, Surroundings};
 pub use types::{
     Failure, InstallReport, InstallRequest, LastUpgradeView, Progress, RevertRequest, SlotView, SlotWord,
     Summary, TestReport, VerifyMode, VerifyReport,

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use sps_base::slot::SlotId;
 
 use crate::domain::manifest::Sha256Hex;
 use crate::domain::upgrade_check::{CheckResult, HA, TAINTED};
+use crate::settings::Settings;
 
 /// Longest `HEAD` of a configuration generation that is read, in bytes.
 const HEAD_LIMIT: u64 = 256;
@@ -83,11 +84,42 @@ impl Surroundings for Nowhere {
     }
 }
 
+/// What the configuration names.
+#[derive(Clone, Debug)]
+pub struct Host {
+    data: Option<PathBuf>,
+    configuration: Option<PathBuf>,
+}
+
+impl Host {
+    /// The surroundings that `settings` name.
+    pub fn new(settings: &Settings) -> Self {
+        Self { data: settings.data.clone(), configuration: settings.configuration.clone() }
+    }
+}
+
+impl Surroundings for Host {
+    fn free_space(&self) -> Result<Option<u64>, String> {
+        let Some(directory) = &self.data else { return Ok(None) };
+        let stat =
+            nix::sys::statvfs::statvfs(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+        Ok(Some(stat.blocks_available().saturating_mul(stat.fragment_size())))
+    }
+
+    fn configuration(&self, root_hash: Sha256Hex) -> Result<Option<Configuration>, String> {
+        match &self.configuration {
+            Some(directory) => read_configuration(directory, root_hash),
+            None => Ok(None),
+        }
+    }
+
+    fn run_programs(&self, _: &Root, _: &AtomicBool) -> Result<Programs, String> {
+        Ok(Programs { checks: Vec::new(), verity: "none: nothing was mounted".into() })
+    }
+}
+
 /// The newest revision of the generation in `directory/<root hash>`, from its `HEAD`.
-pub(super) fn read_configuration(
-    directory: &Path,
-    root_hash: Sha256Hex,
-) -> Result<Option<Configuration>, String> {
+fn read_configuration(directory: &Path, root_hash: Sha256Hex) -> Result<Option<Configuration>, String> {
     let head = directory.join(root_hash.to_string()).join("HEAD");
     let fail = |e: &dyn fmt::Display| format!("{}: {e}", head.display());
     let file = match fs::File::open(&head) {

@@ -6,6 +6,7 @@
     reason = "tests make their own files and run stock tools"
 )]
 
+mod envblk;
 mod explorer;
 mod iso;
 mod iso_image;

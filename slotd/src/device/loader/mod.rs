@@ -1,5 +1,9 @@
 //! The boot loader's settings: which entry is the default, and which one is started once.
 
+pub mod efivarfs;
+pub mod grub;
+pub mod uefi;
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -39,6 +43,14 @@ pub enum LoaderError {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
+        what: String,
+    },
+    /// It cannot hold what should be written; nothing was changed.
+    #[error("{path}: {what}", path = path.display())]
+    Refused {
+        /// Which file.
+        path: PathBuf,
+        /// Why, and what to do.
         what: String,
     },
     /// What was written does not read back.
