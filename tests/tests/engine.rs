@@ -32,7 +32,7 @@ fn an_iso_is_installed_verified_and_deleted() {
     assert!(store.notes(slot(1)).unwrap().contains("8.0.1"));
     for mode in [VerifyMode::Quick, VerifyMode::Full] {
         let report =
-            store.verify(store.reserve_verify(slot(1)).unwrap(), mode, false, &Progress::default()).unwrap();
+            store.verify(&store.reserve_verify(slot(1)).unwrap(), mode, false, &Progress::default()).unwrap();
         assert!(report.healthy, "{report:?}");
     }
     // The same again after a restart: nothing but the slot says so.
@@ -44,7 +44,7 @@ fn an_iso_is_installed_verified_and_deleted() {
     file.read_exact_at(&mut byte, 5 << 20).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 5 << 20).unwrap();
     let report = store
-        .verify(store.reserve_verify(slot(1)).unwrap(), VerifyMode::Full, false, &Progress::default())
+        .verify(&store.reserve_verify(slot(1)).unwrap(), VerifyMode::Full, false, &Progress::default())
         .unwrap();
     assert!(!report.healthy);
     assert_eq!(report.extents, [((5 << 20) / 4096, 1)]);

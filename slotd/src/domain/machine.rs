@@ -585,7 +585,11 @@ impl Machine {
                     return Self::settle_confirmed(pending.slot, firmware, at);
                 }
                 _ => {
-                    effects.push(Self::failed("its slot was damaged before it became the default", false, at))
+                    effects.push(Self::failed(
+                        "its slot was damaged before it became the default",
+                        false,
+                        at,
+                    ));
                 }
             },
             // The loader did not forget it, so the next start would be this one's again.

@@ -236,7 +236,7 @@ impl SlotObject {
         authorize(connection, &header, ACTION_VERIFY, self.details()).await?;
         let store = Arc::clone(&self.daemon.store);
         let reservation = store.reserve_verify(self.id)?;
-        let work = move |progress: &_| Outcome::from(store.verify(reservation, mode, scheduled, progress));
+        let work = move |progress: &_| Outcome::from(store.verify(&reservation, mode, scheduled, progress));
         self.daemon.start(connection, Kind::Verify, self.id, &sender(&header), work).await
     }
 

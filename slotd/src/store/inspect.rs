@@ -64,6 +64,25 @@ impl Store {
         Known { content: judgement.content, installed, remaining: judgement.remaining }
     }
 
+    /// The slot whose trailer and manifest name the booted root hash, whatever the keyring says: dm-verity proves the
+    /// root, and a start must not fail for want of a key.
+    pub fn slot_of_root(&self) -> Option<SlotId> {
+        let wanted = self.booted_hash.as_ref()?;
+        let names = |slot: &&Slot| {
+            let Ok(medium) = slot.medium() else { return false };
+            let Ok(Found::Valid(trailer)) = read_trailer(medium) else { return false };
+            let place =
+                trailer.parts.iter().find(|(part, _)| *part == Part::Manifest).map(|(_, place)| *place);
+            let place = place.filter(|place| place.size <= MAX_MANIFEST && place.end() <= medium.size());
+            let Some(place) = place else { return false };
+            let mut bytes = vec![0; to_usize(place.size)];
+            medium.read_at(place.offset, &mut bytes).is_ok()
+                && sha256(&bytes) == trailer.manifest
+                && Manifest::parse(&bytes).is_ok_and(|m| m.root.verity.root_hash.to_string() == *wanted)
+        };
+        self.slots.iter().find(names).map(|slot| slot.id)
+    }
+
     fn compare_boot_image(&self, id: SlotId, installed: &Installed) -> BootImageFound {
         match &self.esp {
             Ok(esp) => boot_image::compare(&**esp, id, &installed.manifest),

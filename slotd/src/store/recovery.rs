@@ -76,7 +76,7 @@ impl Store {
                     }
                 }
                 Err(e) if matches!(best, RecoveryImage::Absent) => {
-                    best = RecoveryImage::Bad(format!("{stem}: {e}"))
+                    best = RecoveryImage::Bad(format!("{stem}: {e}"));
                 }
                 Err(_) => {}
             }
@@ -190,7 +190,7 @@ fn remove_others(esp: &dyn Esp, stem: &str) -> Result<(), StoreError> {
         return Ok(());
     }
     // The claims first.
-    others.sort_by_key(|name| !name.ends_with(".json"));
+    others.sort_by_key(|name| name.strip_suffix(".json").is_none());
     for name in others {
         esp.remove(&name)?;
     }

@@ -146,11 +146,11 @@ impl Store {
     }
 
     /// What an operator should know of the selection.
-    pub(super) fn selection_warnings(&self, machine: &Machine) -> Vec<String> {
+    pub(super) fn selection_warnings(machine: &Machine) -> Vec<String> {
         let mut warnings = Vec::new();
         match &machine.loader {
             LoaderFound::Unreadable(why) => {
-                warnings.push(format!("The boot loader's settings cannot be used: {why}."))
+                warnings.push(format!("The boot loader's settings cannot be used: {why}."));
             }
             LoaderFound::Set(set) => warnings.extend(set.damage.clone()),
             LoaderFound::None => {}
@@ -224,7 +224,7 @@ impl Store {
     }
 
     /// How the last selection went.
-    pub(super) fn last_upgrade(&self, machine: &Machine) -> Option<LastUpgradeView> {
+    pub(super) fn last_upgrade(machine: &Machine) -> Option<LastUpgradeView> {
         let state = machine.state.as_ref()?;
         let (selection, outcome, ended) = match (&state.pending, &state.last_upgrade) {
             (Some(pending), _) if machine.booted == Some((pending.slot, pending.root_hash)) => {

@@ -52,7 +52,7 @@ impl Store {
         let (_, known) = self.find(slot)?;
         let installed = known.installed.clone().ok_or_else(|| Self::empty(slot))?;
         let subject = self.subject(slot, &installed);
-        let report = self.verify_held(reservation, VerifyMode::Full, false, progress)?;
+        let report = self.verify(reservation, VerifyMode::Full, false, progress)?;
         if !report.healthy {
             return Err(Failure::new(ErrorKind::SlotBad, report.summary));
         }

@@ -41,17 +41,6 @@ impl Store {
     /// idle I/O class.
     pub fn verify(
         &self,
-        reservation: Reservation,
-        mode: VerifyMode,
-        scheduled: bool,
-        progress: &Progress,
-    ) -> Result<VerifyReport, Failure> {
-        self.verify_held(&reservation, mode, scheduled, progress)
-    }
-
-    /// The same for who goes on with the slot.
-    pub(super) fn verify_held(
-        &self,
         reservation: &Reservation,
         mode: VerifyMode,
         scheduled: bool,

@@ -51,7 +51,7 @@ impl Store {
             trial: machine.trial(),
             confirmed: machine.confirmed(),
             fallback: number(machine.fallback()),
-            last_upgrade: self.last_upgrade(&machine),
+            last_upgrade: Self::last_upgrade(&machine),
             loader: self.loader_name(),
             compatible: self.product.clone(),
             security_epoch: self.epoch_floor(),
@@ -72,7 +72,7 @@ impl Store {
     }
 
     fn warnings(&self, slots: &[SlotView], machine: &Machine) -> Vec<String> {
-        let mut warnings = self.selection_warnings(machine);
+        let mut warnings = Self::selection_warnings(machine);
         if let Health::Lost(why) = &self.state.get().health {
             warnings.push(format!(
                 "The state is lost ({why}). Nothing can be installed until `spsctl state reset --reason …`."

@@ -84,7 +84,7 @@ impl World {
             Power::Slot(slot) => self.slots[&slot].map(|which| (slot, hash(which))),
             Power::Off | Power::Recovery => None,
         };
-        let slots = self.slots.iter().map(|(slot, _)| (*slot, self.holds(*slot).0)).collect();
+        let slots = self.slots.keys().map(|slot| (*slot, self.holds(*slot).0)).collect();
         Machine {
             state: Some(self.state.clone()),
             slots,

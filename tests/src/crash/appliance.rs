@@ -217,7 +217,7 @@ pub fn outcome(store: &Store) -> Option<Outcome> {
 /// Whether a full check finds a slot healthy.
 pub fn full_check(store: &Store, slot: SlotId) -> anyhow::Result<bool> {
     let reservation = store.reserve_verify(slot)?;
-    Ok(store.verify(reservation, VerifyMode::Full, false, &Progress::default())?.healthy)
+    Ok(store.verify(&reservation, VerifyMode::Full, false, &Progress::default())?.healthy)
 }
 
 fn install(

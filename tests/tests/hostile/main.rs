@@ -135,7 +135,7 @@ impl Bench {
 
     fn assert_healthy(&self, id: u32) {
         let reservation = self.store.reserve_verify(slot(id)).unwrap();
-        let report = self.store.verify(reservation, VerifyMode::Full, false, &Progress::default()).unwrap();
+        let report = self.store.verify(&reservation, VerifyMode::Full, false, &Progress::default()).unwrap();
         assert!(report.healthy, "{report:?}");
     }
 }
