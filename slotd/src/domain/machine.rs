@@ -268,7 +268,9 @@ fn end(state: &mut State, outcome: UpgradeOutcome, reason: &str, refused: bool, 
 
 /// The first `limit` bytes, whole characters.
 fn shortened(text: &str, limit: usize) -> String {
-    text.get(..text.floor_char_boundary(limit)).unwrap_or_default().to_owned()
+    let ends = text.char_indices().map(|(at, one)| at + one.len_utf8());
+    let end = ends.take_while(|end| *end <= limit).last().unwrap_or(0);
+    text.get(..end).unwrap_or_default().to_owned()
 }
 
 /// Decides, and says what the machine is once everything is carried out.

@@ -16,7 +16,7 @@ use crate::domain::manifest::Sha256Hex;
 use crate::domain::upgrade_check::{self as check, CheckResult, Verdict, VersionFacts};
 
 /// How long a passed test is good for.
-pub const TEST_LIFETIME: Duration = Duration::from_mins(15);
+pub const TEST_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 /// What a test was made for: when any of it is different, the test says nothing any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
