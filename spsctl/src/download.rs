@@ -83,7 +83,7 @@ impl Download {
             }
             mark = self.at;
             loop {
-                if !trouble.may_pass() {
+                if !trouble.may_pass() || retries == 0 {
                     return Err(trouble);
                 }
                 if failures >= retries {

@@ -1,5 +1,5 @@
 //! The program without a bus: usage, help, and what it does with closed pipes.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::fs;
 

@@ -337,6 +337,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test writes what the program reads")]
     fn ca_file_must_hold_certificates() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ca.pem");

@@ -26,6 +26,8 @@ pub(crate) enum Part {
     Silent,
     /// Fails after a few bytes.
     Fail,
+    /// Takes a few bytes of the image and refuses it.
+    Refuse,
     /// Runs until it is cancelled.
     Cancellable,
     /// Runs until it is cancelled; then slotd goes away, as when it is stopped.
@@ -120,7 +122,8 @@ impl Manager {
         {
             let mut seen = self.0.seen.lock().unwrap();
             let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(image));
-            file.read_to_end(&mut seen.image).unwrap();
+            let wanted = if self.0.part == Part::Refuse { 10 } else { u64::MAX };
+            file.by_ref().take(wanted).read_to_end(&mut seen.image).unwrap();
             seen.options = options.iter().map(|(key, value)| (key.clone(), (**value).to_string())).collect();
         }
         start(&self.0, connection, "install").await
@@ -463,7 +466,7 @@ fn end(shared: &Shared) {
         job.result = test_result(shared.part == Part::Fail);
         return;
     }
-    if shared.part == Part::Fail {
+    if matches!(shared.part, Part::Fail | Part::Refuse) {
         job.state = "failed";
         job.error =
             ("org.spsagent.Error.MediaCorrupt".to_owned(), "firmware.erofs: byte 9 differs".to_owned());

@@ -1,9 +1,11 @@
 //! The program against a slotd that plays a part, over a private bus.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 mod choose;
 mod fake;
+mod https;
 mod jobs;
+mod url;
 
 use std::process::{Command, Output, Stdio};
 
@@ -13,6 +15,9 @@ use serde_json::Value;
 fn spsctl(stage: &Stage, line: &[&str]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("spsctl"));
     command.args(["--bus", &stage.address]).args(line).stdin(Stdio::null());
+    for name in ["https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
     command
 }
 
