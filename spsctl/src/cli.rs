@@ -23,13 +23,13 @@ Examples:
   spsctl jobs --json | jq .jobs      for scripts: docs/spsctl-json.md
 
 Exit codes:
-  0    done
-  1    something unexpected
-  2    the command line is wrong
-  3    the bus or slotd cannot be reached
-  4    the download of an image failed
-  10…  slotd refused or the job failed; each error has its own code, see docs/errors.md
-  130  Ctrl-C left a job running
+  0      done
+  1      something unexpected, or a check of `doctor` failed
+  2      the command line is wrong
+  3      the bus or slotd cannot be reached
+  4      the download of an image failed
+  10-33  slotd refused or the job failed; each error has its own code, see docs/errors.md
+  130    Ctrl-C left a job running
 
 A failure prints one line that starts with `error:` on standard error. NO_COLOR turns colours off.";
 

@@ -27,6 +27,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("erofs-utils", "mkfs.erofs", For::Test),
     ("faketime", "faketime", For::Test),
     ("git", "git", For::Test),
+    ("groff-base", "groff", For::Test),
     ("mmdebstrap", "mmdebstrap", For::Test),
     ("mount", "mount", For::Test),
     ("mtools", "mcopy", For::Test),
