@@ -96,7 +96,7 @@ pub enum CtlError {
         source: std::io::Error,
     },
     /// Ctrl-C ended the watching; the job goes on.
-    #[error("left; job {job} goes on, `spsctl wait {job}` follows it")]
+    #[error("left job {job} to slotd; `spsctl wait {job}` follows it")]
     Interrupted {
         /// Number of the job.
         job: u64,

@@ -13,7 +13,8 @@ use super::parse::{firmware_slot, seconds, sha256_hex, transaction_id};
 #[command(after_help = "\
 The image is checked while it arrives: signature and release rules are judged before the first byte is \
 written, every block before that block is. slotd gets the open file; it need not be able to open it itself. \
-Ctrl-C cancels the install; a second one leaves it to slotd.
+Ctrl-C cancels the install; a second one leaves it to slotd (and ends the download of a URL, so the install \
+fails).
 
 Every install has a transaction id; one is made up when none is given. When an install is cut, the same \
 command with `--transaction ID` goes on where it stopped; what is in the slot is checked, not trusted. From \
@@ -21,10 +22,11 @@ a pipe or a URL the rest is enough: `--offset N` says that the first byte sent i
 failed install prints the command that resumes it.
 
 A URL is downloaded by spsctl itself, with your rights, and handed on as it arrives; no file is written. A \
-broken connection is taken up again where it broke, as long as the file on the server is the same. The \
-server's certificate must be signed by an authority of this system, or by one of `--ca` and then by no \
-other. http is taken from this machine only. A proxy is that of `--proxy`, else of https_proxy or all_proxy, \
-except for hosts in no_proxy. A URL with a user name or a password is refused: other users could see it.
+broken connection is taken up again where it broke, as long as the file on the server is the same; slotd \
+waits a minute for the next byte where nothing else is configured. The server's certificate must be signed \
+by an authority of this system, or by one of `--ca` and then by no other. http is taken from this machine \
+only. A proxy is that of `--proxy`, else of https_proxy or all_proxy, except for hosts in no_proxy. A URL \
+with a user name or a password is refused: other users could see it.
 
 Examples:
   spsctl install firmware.iso

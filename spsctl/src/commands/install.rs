@@ -52,6 +52,8 @@ fn answer(
 ) -> Answer {
     let resumable = match result {
         Ok(job) => job.problem().is_some() && job.next_offset > 0,
+        // The download of a URL ends with this process.
+        Err(CtlError::Interrupted { .. }) => install::url(args).is_ok_and(|url| url.is_some()),
         Err(error) => matches!(error, CtlError::JobLost { .. }),
     };
     let mut answer = match (result, download) {

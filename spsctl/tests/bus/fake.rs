@@ -63,6 +63,8 @@ enum Scripted {
 pub(crate) struct Seen {
     /// Bytes of the image.
     pub(crate) image: Vec<u8>,
+    /// The image where it is not read.
+    kept: Option<std::fs::File>,
     /// Options, as text.
     pub(crate) options: HashMap<String, String>,
     /// Methods called, with their arguments.
@@ -123,7 +125,12 @@ impl Manager {
             let mut seen = self.0.seen.lock().unwrap();
             let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(image));
             let wanted = if self.0.part == Part::Refuse { 10 } else { u64::MAX };
-            file.by_ref().take(wanted).read_to_end(&mut seen.image).unwrap();
+            if self.0.part == Part::Cancellable {
+                // As a slotd that is still reading when it is told to stop.
+                seen.kept = Some(file);
+            } else {
+                file.by_ref().take(wanted).read_to_end(&mut seen.image).unwrap();
+            }
             seen.options = options.iter().map(|(key, value)| (key.clone(), (**value).to_string())).collect();
         }
         start(&self.0, connection, "install").await

@@ -153,7 +153,7 @@ fn slotd_that_dies_is_3_and_the_install_can_be_resumed() {
 }
 
 /// Starts an install, presses Ctrl-C whenever standard error shows the next of `cues`; exit code and the rest.
-fn press_ctrl_c_at(stage: &Stage, line: &[&str], cues: &[&str]) -> (Option<i32>, String) {
+pub(super) fn press_ctrl_c_at(stage: &Stage, line: &[&str], cues: &[&str]) -> (Option<i32>, String) {
     let mut child = spsctl(stage, line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let mut stderr = BufReader::new(child.stderr.take().unwrap());

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::fake::{Part, Stage};
 use super::https::{Reply, Request, Site, certificates, connect_proxy};
+use super::jobs::press_ctrl_c_at;
 use super::spsctl;
 
 const TAG: &str = "ETag: \"one\"\r\n";
@@ -273,6 +274,19 @@ fn stalled_server_meets_its_deadline() {
     assert_eq!(code, Some(4));
     assert!(complaint.contains(" sent nothing for 1 s\n"), "{complaint}");
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_a_server_that_is_silent() {
+    let begin = Instant::now();
+    let site = Site::https(|_| Reply { stall: true, ..Reply::file(&[0; 1000], 0, TAG).cut(10) });
+    let stage = Stage::new(Part::Cancellable);
+    let (url, ca) = (site.url("/x.iso"), certificates().ca());
+    let line = ["install", &url, "--ca", ca.to_str().unwrap(), "--stall-timeout", "600"];
+    let (code, rest) = press_ctrl_c_at(&stage, &line, &["slot 2: writing"]);
+    assert_eq!(code, Some(26), "{rest}");
+    assert!(rest.ends_with("error: cancelled by its caller\n"), "{rest}");
+    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
 }
 
 #[test]
