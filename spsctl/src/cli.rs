@@ -1,29 +1,39 @@
 //! The command line: commands, options and their help.
 
-use std::path::PathBuf;
+mod choose;
+mod install;
+mod parse;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use sps_base::slot::SlotId;
+
+pub use choose::{ActivateArgs, DeactivateArgs, RejectArgs, RevertArgs, TestArgs, UpgradeArgs};
+pub use install::{DownloadArgs, InstallArgs};
+pub use parse::MESSAGE_LIMIT;
+use parse::{bus_address, reason, slot};
 
 const EXAMPLES: &str = "\
 Examples:
   spsctl slots                       what is in the slots
   spsctl install firmware.iso        install into an empty slot and watch
-  curl -sSf URL | spsctl install -   install while it downloads
+  spsctl install https://HOST/x.iso  install while it downloads
+  spsctl upgrade 2 --reboot          test the firmware in slot 2, then restart into it for a trial
+  spsctl doctor                      check that upgrades would work, and what to do where not
   spsctl verify 2 --full             read every block of slot 2 and check it
   spsctl jobs --json | jq .jobs      for scripts: docs/spsctl-json.md
 
 Exit codes:
-  0    done
-  1    something unexpected
-  2    the command line is wrong
-  3    the bus or slotd cannot be reached
-  10…  slotd refused or the job failed; each error has its own code, see docs/errors.md
-  130  Ctrl-C left a job running
+  0      done
+  1      something unexpected, or a check of `doctor` failed
+  2      the command line is wrong
+  3      the bus or slotd cannot be reached
+  4      the download of an image failed
+  10-33  slotd refused or the job failed; each error has its own code, see docs/errors.md
+  130    Ctrl-C left a job running
 
 A failure prints one line that starts with `error:` on standard error. NO_COLOR turns colours off.";
 
-/// Shows, fills and checks the firmware slots of this appliance.
+/// Shows, fills, checks and chooses the firmware slots of this appliance.
 #[derive(Debug, Parser)]
 #[command(name = "spsctl", version, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Cli {
@@ -52,10 +62,26 @@ States:
 NOW marks the slot that runs, NEXT the one that runs after the next reboot. VERIFIED says how the slot was \
 last checked (installed, quick or full) and when. Times are UTC.")]
     Slots,
-    /// Show the appliance in short: what runs, what is free, warnings, running jobs, slots
+    /// Show the appliance in short: what runs, what starts next, the last upgrade, warnings, running jobs, slots
     Status,
     /// Install a firmware ISO into a slot, verified as it arrives
-    Install(InstallArgs),
+    Install(Box<InstallArgs>),
+    /// Test whether the firmware in a slot can take over
+    Test(TestArgs),
+    /// Test the firmware in a slot and select it for the next start
+    Upgrade(UpgradeArgs),
+    /// Select a tested slot for one trial start
+    Activate(ActivateArgs),
+    /// Take the selection of a slot back
+    Deactivate(DeactivateArgs),
+    /// Say that the running firmware is healthy: a trial becomes the default
+    #[command(after_help = "\
+Usually the health check does this after its checks passed. By hand it overrides them.")]
+    Confirm,
+    /// Say that the running firmware, in a trial, is not healthy
+    Reject(RejectArgs),
+    /// Select a firmware that was here before, for a trial
+    Revert(RevertArgs),
     /// Print the upgrade notes of the firmware in a slot
     Notes(SlotArg),
     /// Print the upgrade news of the firmware in a slot
@@ -83,12 +109,52 @@ Example:
     /// Ask a job to stop
     #[command(after_help = "Returns at once; `spsctl wait JOB` tells how the job ended.")]
     Cancel(JobArg),
+    /// Check that upgrades would work here, and say what to do where not
+    #[command(after_help = "\
+Asks everything that can be read and changes nothing. One line a check: ok, warn (look at it) or fail (do \
+something), then what was found and the next step. The exit code is 0 when nothing fails, otherwise 1.")]
+    Doctor,
     /// Show or reset slotd's durable state
     State {
         /// What to do with it.
         #[command(subcommand)]
         command: StateCommand,
     },
+    /// Print the completion script of a shell
+    #[command(after_help = "\
+Examples:
+  spsctl completion bash > /usr/share/bash-completion/completions/spsctl
+  spsctl completion zsh > /usr/share/zsh/vendor-completions/_spsctl
+  spsctl completion fish > /usr/share/fish/vendor_completions.d/spsctl.fish")]
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// A shell that can be given a completion script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    /// bash, with the package bash-completion
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+impl Shell {
+    /// The script.
+    pub fn script(self) -> String {
+        let shell = match self {
+            Self::Bash => clap_complete::Shell::Bash,
+            Self::Zsh => clap_complete::Shell::Zsh,
+            Self::Fish => clap_complete::Shell::Fish,
+        };
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "spsctl", &mut script);
+        String::from_utf8_lossy(&script).into_owned()
+    }
 }
 
 /// What can be done with the durable state.
@@ -104,53 +170,9 @@ Example:
   spsctl state reset --reason \"state partition replaced, ticket 4711\"")]
     Reset {
         /// Why, for the log
-        #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        #[arg(long, value_parser = reason)]
         reason: String,
     },
-}
-
-/// Options of `install`.
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "\
-The image is checked while it arrives: signature and release rules are judged before the first byte is \
-written, every block before that block is. slotd gets the open file; it need not be able to open it itself. \
-Ctrl-C cancels the install; a second one leaves it to slotd.
-
-Every install has a transaction id; one is made up when none is given. When an install is cut, the same \
-command with `--transaction ID` goes on where it stopped; what is in the slot is checked, not trusted. From \
-a pipe the rest is enough: `--offset N` says that the first byte sent is byte N of the image. A failed \
-install prints the command that resumes it.
-
-Examples:
-  spsctl install firmware.iso
-  spsctl install firmware.iso --slot 2 --replace
-  curl -sSf URL | spsctl install - --transaction nightly-42
-  curl -sSf -r 104857600- URL | spsctl install - --transaction nightly-42 --offset 104857600")]
-pub struct InstallArgs {
-    /// The ISO, or - for standard input
-    #[arg(value_name = "FILE|-")]
-    pub file: PathBuf,
-    /// Install into this slot [default: an empty one]
-    #[arg(long, value_name = "N", value_parser = firmware_slot)]
-    pub slot: Option<SlotId>,
-    /// Overwrite the slot when it is filled
-    #[arg(long)]
-    pub replace: bool,
-    /// Write the same firmware again over a damaged copy
-    #[arg(long)]
-    pub repair: bool,
-    /// Refuse every image but the one whose manifest has this SHA-256
-    #[arg(long, value_name = "HEX", value_parser = sha256_hex)]
-    pub manifest_sha256: Option<String>,
-    /// Name of the transaction; the same name resumes a cut install
-    #[arg(long, value_name = "ID", value_parser = transaction_id)]
-    pub transaction: Option<String>,
-    /// The first byte sent is this byte of the image
-    #[arg(long, value_name = "BYTE", requires = "transaction")]
-    pub offset: Option<u64>,
-    /// Print the job's number and do not wait
-    #[arg(long)]
-    pub detach: bool,
 }
 
 /// Options of `verify`.
@@ -201,46 +223,9 @@ pub struct JobArg {
     pub job: u64,
 }
 
-fn slot(text: &str) -> Result<SlotId, String> {
-    let number: u32 = text.parse().map_err(|_| "not a slot number".to_owned())?;
-    SlotId::try_from(number)
-}
-
-fn firmware_slot(text: &str) -> Result<SlotId, String> {
-    slot(text).and_then(|id| {
-        if id == SlotId::RECOVERY {
-            Err(format!("slot 0 is the recovery image; firmware slots are 1 to {}", SlotId::MAX))
-        } else {
-            Ok(id)
-        }
-    })
-}
-
-fn sha256_hex(text: &str) -> Result<String, String> {
-    if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err("a SHA-256 is 64 hexadecimal digits".to_owned())
-    }
-}
-
-fn transaction_id(text: &str) -> Result<String, String> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err("a transaction id is 1 to 64 of the characters A-Z a-z 0-9 . _ -".to_owned())
-    }
-}
-
-fn bus_address(text: &str) -> Result<String, String> {
-    text.parse::<zbus::Address>().map(|_| text.to_owned()).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn definition_is_sound() {
@@ -289,6 +274,29 @@ mod tests {
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
-        assert!(Cli::try_parse_from(["spsctl", "state", "reset", "--reason", ""]).is_err());
+        for command in ["state reset", "reject", "revert"] {
+            for reason in ["", " ", &"x".repeat(MESSAGE_LIMIT + 1)] {
+                let line = ["spsctl"].into_iter().chain(command.split(' ')).chain(["--reason", reason]);
+                assert!(Cli::try_parse_from(line).is_err(), "{command} {reason:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_are_measured_in_bytes() {
+        let upgrade = |message: &str| Cli::try_parse_from(["spsctl", "upgrade", "2", "--message", message]);
+        assert!(upgrade("").is_ok() && upgrade(&"ä".repeat(MESSAGE_LIMIT / 2)).is_ok());
+        let refusal = upgrade(&"ä".repeat(MESSAGE_LIMIT / 2 + 1)).unwrap_err().to_string();
+        assert!(refusal.contains("it has 1026 bytes, at most 1024 are kept"), "{refusal}");
+    }
+
+    #[test]
+    fn every_shell_gets_a_script_that_knows_the_commands() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = shell.script();
+            for word in ["upgrade", "accept-config", "doctor"] {
+                assert!(script.contains(word), "{word} is not in the script of {shell:?}");
+            }
+        }
     }
 }

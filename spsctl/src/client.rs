@@ -142,6 +142,69 @@ impl Client {
         job_number(&job)
     }
 
+    /// Starts a test; the number of its job.
+    pub async fn test(&self, slot: SlotId, options: Options<'_>) -> Result<u64, CtlError> {
+        let job: OwnedObjectPath =
+            self.interactive(&slot_path(slot), SLOT, "Test", &(options,), &format!("slot {slot}")).await?;
+        job_number(&job)
+    }
+
+    /// Selects a slot for one trial start.
+    pub async fn activate(&self, slot: SlotId, message: &str) -> Result<(), CtlError> {
+        let arguments = (message, Options::new());
+        self.interactive(&slot_path(slot), SLOT, "Activate", &arguments, &format!("slot {slot}")).await
+    }
+
+    /// Takes the selection of a slot back.
+    pub async fn deactivate(&self, slot: SlotId) -> Result<(), CtlError> {
+        self.interactive(&slot_path(slot), SLOT, "Deactivate", &(), &format!("slot {slot}")).await
+    }
+
+    /// The running firmware is healthy.
+    pub async fn confirm(&self) -> Result<(), CtlError> {
+        self.interactive(SLOTS1_PATH, MANAGER, "Confirm", &(), "manager").await
+    }
+
+    /// The running firmware, in a trial, is not healthy.
+    pub async fn reject(&self, reason: &str) -> Result<(), CtlError> {
+        self.interactive(SLOTS1_PATH, MANAGER, "Reject", &(reason,), "manager").await
+    }
+
+    /// Selects an earlier firmware for a trial.
+    pub async fn revert(&self, reason: &str, options: Options<'_>) -> Result<(), CtlError> {
+        self.interactive(SLOTS1_PATH, MANAGER, "Revert", &(reason, options), "manager").await
+    }
+
+    /// Asks logind to restart the appliance.
+    pub async fn reboot(&self) -> Result<(), CtlError> {
+        let doing = "asking systemd-logind to restart the appliance";
+        let call = async {
+            let proxy: zbus::Proxy<'_> = zbus::proxy::Builder::new(&self.connection)
+                .destination("org.freedesktop.login1")
+                .path("/org/freedesktop/login1")
+                .interface("org.freedesktop.login1.Manager")
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            let flags = MethodFlags::ALLOW_INTERACTIVE_AUTH;
+            proxy.call_with_flags("Reboot", flags, &(false,)).await?.ok_or(zbus::Error::InvalidReply)
+        };
+        within(INTERACTIVE_DEADLINE, call).await.map_err(|error| CtlError::from_bus(error, doing, "logind"))
+    }
+
+    /// Whether polkit is on the bus or can be started there.
+    pub async fn has_polkit(&self) -> Result<bool, CtlError> {
+        let name = "org.freedesktop.PolicyKit1";
+        let failed = |error| CtlError::from_bus(error, "looking for polkit", "bus");
+        let bus = DBusProxy::new(&self.connection).await.map_err(failed)?;
+        let owned = bus.name_has_owner(BusName::try_from(name).map_err(failed)?).await;
+        if owned.map_err(|error| failed(error.into()))? {
+            return Ok(true);
+        }
+        let startable = bus.list_activatable_names().await.map_err(|error| failed(error.into()))?;
+        Ok(startable.iter().any(|startable| startable.as_str() == name))
+    }
+
     /// Empties a slot.
     pub async fn delete(&self, slot: SlotId) -> Result<(), CtlError> {
         self.interactive(&slot_path(slot), SLOT, "Delete", &(), &format!("slot {slot}")).await

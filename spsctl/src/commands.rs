@@ -1,15 +1,19 @@
 //! One function per command: ask slotd, make the answer.
 
+mod choose;
+mod doctor;
+mod install;
+
 use serde_json::{Value, json};
 use sps_base::slot::SlotId;
 
-use crate::cli::{Cli, Command, InstallArgs, StateCommand, VerifyArgs};
+use crate::cli::{Cli, Command, Shell, StateCommand, VerifyArgs};
 use crate::client::{Client, Options};
 use crate::error::{CtlError, UNEXPECTED};
 use crate::follow::{OnInterrupt, follow};
 use crate::output::{Style, complain, lines, print};
+use crate::render;
 use crate::report::{self, Answer};
-use crate::{install, render};
 
 /// Runs the command and shows its answer; the exit code.
 pub fn run(cli: &Cli) -> u8 {
@@ -35,14 +39,25 @@ fn answer(cli: &Cli) -> Answer {
 
 async fn dispatch(cli: &Cli, style: Style) -> Result<Answer, CtlError> {
     // What the client can refuse itself needs no bus.
-    if let Command::Install(args) = &cli.command {
-        return run_install(cli, args, style).await;
+    match &cli.command {
+        Command::Install(args) => return install::install(cli, args, style).await,
+        Command::Doctor => return Ok(doctor::doctor(cli.bus.as_deref(), style).await),
+        Command::Completion { shell } => return Ok(completion(*shell)),
+        _ => {}
     }
     let client = Client::connect(cli.bus.as_deref()).await?;
     match &cli.command {
         Command::Slots => slots(&client, style).await,
         Command::Status => status(&client, style).await,
-        Command::Install(args) => run_install(cli, args, style).await,
+        // They need no bus, or not at once, and were run above.
+        Command::Install(_) | Command::Doctor | Command::Completion { .. } => Ok(Answer::default()),
+        Command::Test(args) => choose::test(&client, args, cli.json, style).await,
+        Command::Upgrade(args) => choose::upgrade(&client, args, cli.json, style).await,
+        Command::Activate(args) => choose::activate(&client, args).await,
+        Command::Deactivate(args) => choose::deactivate(&client, args.slot).await,
+        Command::Confirm => choose::confirm(&client).await,
+        Command::Reject(args) => choose::reject(&client, &args.reason).await,
+        Command::Revert(args) => choose::revert(&client, args, cli.bus.as_deref()).await,
         Command::Notes(args) => Ok(document(args.slot, "notes", client.notes(args.slot).await?, style)),
         Command::News(args) => Ok(document(args.slot, "news", client.news(args.slot).await?, style)),
         Command::Verify(args) => verify(&client, args, cli.json, style).await,
@@ -131,29 +146,8 @@ async fn show_state(client: &Client, style: Style) -> Result<Answer, CtlError> {
     Ok(answer)
 }
 
-async fn run_install(cli: &Cli, args: &InstallArgs, style: Style) -> Result<Answer, CtlError> {
-    let image = install::open(&args.file)?;
-    let client = Client::connect(cli.bus.as_deref()).await?;
-    let transaction = install::transaction(args, jiff::Timestamp::now(), std::process::id());
-    let number = client.install(image, install::options(args, &transaction)).await?;
-    if args.detach {
-        return Ok(report::detached(&client.job(number).await?));
-    }
-    let result = follow(&client, number, OnInterrupt::Cancel, cli.json).await;
-    let (mut answer, job) = match &result {
-        Ok(job) => (report::ended(job, style), Some(job)),
-        Err(error) => (Answer::failure(error), None),
-    };
-    let resumable = match &result {
-        Ok(job) => job.problem().is_some() && job.next_offset > 0,
-        Err(error) => matches!(error, CtlError::JobLost { .. }),
-    };
-    if resumable {
-        let command = install::resume_command(args, cli.bus.as_deref(), &transaction, job);
-        let offset = install::resume_offset(args, job);
-        let resume = json!({ "transaction_id": transaction, "offset": offset, "command": command });
-        answer.json.insert("resume".to_owned(), resume);
-        answer = answer.with_hint(&report::resume_hint(&command, offset));
-    }
-    Ok(answer)
+fn completion(shell: Shell) -> Answer {
+    let script = shell.script();
+    let name = format!("{shell:?}").to_lowercase();
+    Answer::new(script.clone(), "completion", json!({ "shell": name, "script": script }))
 }

@@ -3,12 +3,16 @@
 use sps_base::error::ErrorKind;
 use zbus::DBusError;
 
+use crate::download::DownloadError;
+
 /// Exit code of a failure that has no code of its own.
 pub const UNEXPECTED: u8 = 1;
 /// Exit code of a usage error.
 pub const USAGE: u8 = 2;
 /// Exit code when the bus or slotd cannot be reached.
 pub const UNREACHABLE: u8 = 3;
+/// Exit code when an image could not be downloaded.
+pub const DOWNLOAD: u8 = 4;
 /// Exit code after Ctrl-C left a job running, as shells report a process that SIGINT ended.
 pub const INTERRUPTED: u8 = 130;
 
@@ -35,6 +39,17 @@ pub enum CtlError {
         /// What the bus said.
         #[source]
         source: Box<CtlError>,
+    },
+    /// The image could not be downloaded.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    /// `doctor` found something that has to be done.
+    #[error("{failed} of {checks} checks failed")]
+    Unhealthy {
+        /// Checks that failed.
+        failed: usize,
+        /// All of them.
+        checks: usize,
     },
     /// An error of the contract, from a method or a job.
     #[error("{message}")]
@@ -81,7 +96,7 @@ pub enum CtlError {
         source: std::io::Error,
     },
     /// Ctrl-C ended the watching; the job goes on.
-    #[error("left; job {job} goes on, `spsctl wait {job}` follows it")]
+    #[error("left job {job} to slotd; `spsctl wait {job}` follows it")]
     Interrupted {
         /// Number of the job.
         job: u64,
@@ -137,9 +152,12 @@ impl CtlError {
             Self::Unreachable { .. } | Self::JobLost { .. } => UNREACHABLE,
             Self::Refused { kind, .. } => kind.exit_code(),
             Self::Interrupted { .. } => INTERRUPTED,
-            Self::Foreign { .. } | Self::Malformed { .. } | Self::Protocol { .. } | Self::System { .. } => {
-                UNEXPECTED
-            }
+            Self::Download(_) => DOWNLOAD,
+            Self::Foreign { .. }
+            | Self::Malformed { .. }
+            | Self::Protocol { .. }
+            | Self::System { .. }
+            | Self::Unhealthy { .. } => UNEXPECTED,
         }
     }
 
@@ -150,6 +168,8 @@ impl CtlError {
             Self::Unreachable { .. } | Self::JobLost { .. } => "Unreachable",
             Self::Refused { kind, .. } => kind.name(),
             Self::Interrupted { .. } => "Interrupted",
+            Self::Download(_) => "Download",
+            Self::Unhealthy { .. } => "Unhealthy",
             Self::Foreign { .. } | Self::Malformed { .. } | Self::Protocol { .. } | Self::System { .. } => {
                 "Unexpected"
             }

@@ -35,9 +35,20 @@ pub async fn follow(
     on_interrupt: OnInterrupt,
     quiet: bool,
 ) -> Result<Job, CtlError> {
+    follow_expecting(client, number, on_interrupt, quiet, None).await
+}
+
+/// Like [`follow`]; `expected` is how many bytes there will be, as long as slotd does not know better.
+pub async fn follow_expecting(
+    client: &Client,
+    number: u64,
+    on_interrupt: OnInterrupt,
+    quiet: bool,
+    expected: Option<u64>,
+) -> Result<Job, CtlError> {
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|source| CtlError::System { doing: "cannot listen for Ctrl-C", source })?;
-    let mut display = Display::new(quiet);
+    let mut display = Display::new(quiet, expected);
     let result = tokio::select! {
         result = watch(client, number, &mut display) => result.map_err(|error| lost(number, error)),
         left = interrupted(client, number, on_interrupt, &mut interrupts) => Err(left),
@@ -124,18 +135,20 @@ fn ask_to_stop(client: Client, job: u64) -> JoinHandle<()> {
 
 struct Display {
     progress: Option<Progress>,
+    expected: Option<u64>,
     start: Instant,
 }
 
 impl Display {
-    fn new(quiet: bool) -> Self {
+    fn new(quiet: bool, expected: Option<u64>) -> Self {
         let progress = (!quiet).then(|| Progress::new(Style::of_stderr().terminal));
-        Self { progress, start: Instant::now() }
+        Self { progress, expected, start: Instant::now() }
     }
 
     fn show(&mut self, job: &Job) {
         if let Some(progress) = &mut self.progress {
-            complain(&progress.update(self.start.elapsed(), job));
+            let bytes_total = job.bytes_total.or(self.expected);
+            complain(&progress.update(self.start.elapsed(), &Job { bytes_total, ..job.clone() }));
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use zbus::wire::Variant;
 
-use crate::cli::InstallArgs;
+use crate::cli::{DownloadArgs, InstallArgs};
 use crate::client::Options;
 use crate::error::CtlError;
 use crate::model::Job;
@@ -36,6 +36,27 @@ fn open_stdin() -> Result<OwnedFd, CtlError> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(|source| CtlError::System { doing: "cannot hand over standard input", source })
+}
+
+/// The URL to download from, where the argument is one. What is meant for a URL is refused with anything else.
+pub fn url(args: &InstallArgs) -> Result<Option<&str>, CtlError> {
+    let is_url = |text: &str| {
+        text.split_once("://").is_some_and(|(scheme, _)| {
+            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        })
+    };
+    let url = args.file.to_str().filter(|text| is_url(text));
+    let usage = |what: &str| Err(CtlError::Usage(what.to_owned()));
+    match url {
+        Some(_) if args.detach => {
+            usage("--detach: a URL is downloaded by spsctl itself, which has to stay for it")
+        }
+        None if args.download != DownloadArgs::default() => {
+            usage("--proxy, --ca, --stall-timeout and --retries are for a URL")
+        }
+        url => Ok(url),
+    }
 }
 
 /// The options of `Manager.Install`.
@@ -91,13 +112,29 @@ pub fn resume_command(args: &InstallArgs, bus: Option<&str>, transaction: &str, 
     if let Some(hash) = &args.manifest_sha256 {
         words.extend(["--manifest-sha256".to_owned(), hash.clone()]);
     }
+    words.extend(download_words(&args.download));
     words.extend(["--transaction".to_owned(), transaction.to_owned()]);
-    match (resume_offset(args, job), args.offset) {
+    // From a server, too, the rest is enough.
+    let from_url = matches!(url(args), Ok(Some(_)));
+    let known = from_url.then(|| job.map_or(0, |job| job.next_offset)).or(resume_offset(args, job));
+    match (known, args.offset) {
         (Some(0), _) | (None, None) => {}
         // A file that begins at this byte of the image still does.
         (Some(offset), _) | (None, Some(offset)) => words.extend(["--offset".to_owned(), offset.to_string()]),
     }
     words.join(" ")
+}
+
+fn download_words(args: &DownloadArgs) -> Vec<String> {
+    let path = |file: &std::path::PathBuf| quote(&file.to_string_lossy());
+    let options = [
+        ("--proxy", args.proxy.as_deref().map(quote)),
+        ("--ca", args.ca.as_ref().map(path)),
+        ("--stall-timeout", args.stall_timeout.map(|limit| limit.as_secs().to_string())),
+        ("--retries", args.retries.map(|retries| retries.to_string())),
+    ];
+    let given = options.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?]));
+    given.flatten().collect()
 }
 
 /// A file name for a shell, and never one that reads as an option.
@@ -106,7 +143,8 @@ fn quote_file(file: &Path) -> String {
     if text.starts_with('-') && text != "-" { quote(&format!("./{text}")) } else { quote(&text) }
 }
 
-fn quote(word: &str) -> String {
+/// A word for a shell.
+pub fn quote(word: &str) -> String {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "_-./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(harmless) {
         word.to_owned()
@@ -123,7 +161,7 @@ mod tests {
     fn args(line: &[&str]) -> InstallArgs {
         let line = ["spsctl", "install"].iter().chain(line);
         match crate::cli::Cli::try_parse_from(line).unwrap().command {
-            crate::cli::Command::Install(args) => args,
+            crate::cli::Command::Install(args) => *args,
             other => panic!("{other:?}"),
         }
     }
@@ -150,6 +188,40 @@ mod tests {
         );
         // Nothing is known when slotd died: from the start, which always works.
         assert_eq!(resume_command(&args, None, "t", None), "spsctl install - --transaction t");
+    }
+
+    #[test]
+    fn resume_of_a_url_downloads_the_rest_only() {
+        let args = args(&[
+            "https://example.com/a?b&c",
+            "--ca",
+            "my ca.pem",
+            "--proxy",
+            "http://p:1",
+            "--stall-timeout",
+            "5",
+        ]);
+        assert_eq!(
+            resume_command(&args, None, "t", Some(&cut_at(4096))),
+            "spsctl install 'https://example.com/a?b&c' --proxy http://p:1 --ca 'my ca.pem' --stall-timeout 5 \
+             --transaction t --offset 4096"
+        );
+        assert_eq!(resume_offset(&args, Some(&cut_at(4096))), None);
+    }
+
+    #[test]
+    fn urls_and_files_are_told_apart() {
+        for (word, is_url) in [
+            ("https://example.com/x.iso", true),
+            ("ftp://example.com/x.iso", true),
+            ("./https://example.com/x.iso", false),
+            ("x.iso", false),
+            ("-", false),
+        ] {
+            assert_eq!(url(&args(&[word])).unwrap().is_some(), is_url, "{word}");
+        }
+        assert_eq!(url(&args(&["https://x/y", "--detach"])).unwrap_err().exit_code(), 2);
+        assert_eq!(url(&args(&["x.iso", "--retries", "1"])).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 pub mod cli;
 pub mod client;
 pub mod commands;
+pub mod doctor;
+pub mod download;
 pub mod error;
 pub mod follow;
 pub mod install;

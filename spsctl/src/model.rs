@@ -11,10 +11,24 @@ use zbus::wire::Variant;
 use crate::error::CtlError;
 
 /// The properties of `org.spsagent.Slots1.Manager`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// Running slot; none when the system came from no slot.
     pub booted: Option<u32>,
+    /// Slot that the boot loader starts unless told otherwise.
+    pub default: Option<u32>,
+    /// Slot that the next start is for.
+    pub after_reboot: Option<u32>,
+    /// The running firmware was selected for this one start and is not confirmed yet.
+    pub trial: bool,
+    /// The running firmware has proven itself healthy.
+    pub confirmed: bool,
+    /// Slot to go back to.
+    pub fallback: Option<u32>,
+    /// How the last selection went.
+    pub last_upgrade: Option<LastUpgrade>,
+    /// Boot loader that is driven: grub, systemd-boot, or none.
+    pub loader: Option<String>,
     /// Product.
     pub compatible: Option<String>,
     /// Lowest epoch that may be installed.
@@ -27,6 +41,35 @@ pub struct Summary {
     pub revocation: Option<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+}
+
+/// How the last selection went. What slotd does not know is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LastUpgrade {
+    /// selected, trial, confirmed, failed or withdrawn.
+    pub outcome: String,
+    /// upgrade, revert or fallback.
+    pub kind: Option<String>,
+    /// The slot that was selected.
+    pub slot: Option<u32>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The version that ran before.
+    pub from_version: Option<String>,
+    /// Hex.
+    pub root_hash: Option<String>,
+    /// The operator's message.
+    pub message: Option<String>,
+    /// Who asked for it.
+    pub who: Option<String>,
+    /// Unix seconds.
+    #[serde(serialize_with = "time_json")]
+    pub selected_at: Option<u64>,
+    /// Unix seconds.
+    #[serde(serialize_with = "time_json")]
+    pub ended_at: Option<u64>,
+    /// Why it failed or was withdrawn.
+    pub reason: Option<String>,
 }
 
 /// The properties of `org.spsagent.Slots1.Slot`. What is not there is `None`.
@@ -60,6 +103,8 @@ pub struct Slot {
     pub verified_at: Option<u64>,
     /// installed, quick or full.
     pub verified_how: Option<String>,
+    /// Date of the configuration that this firmware would start with, RFC 3339.
+    pub configuration: Option<String>,
     /// Runs now.
     pub current: bool,
     /// Runs after the next reboot.
@@ -80,7 +125,7 @@ pub struct JobError {
 pub struct Job {
     /// Number, the end of the object's path.
     pub number: u64,
-    /// install or verify.
+    /// install, verify or test.
     pub kind: String,
     /// The slot it works on.
     pub slot: u32,
@@ -130,6 +175,11 @@ impl Job {
                 let summary = self.result.get("summary").and_then(Value::as_str).unwrap_or("no summary");
                 Some(named("SlotBad", &format!("slot {} is not healthy: {summary}", self.slot)))
             }
+            "done" if self.result.get("exit_code").is_some_and(|code| code != 0) => {
+                let summary = self.result.get("test_summary").and_then(Value::as_str).unwrap_or_default();
+                let last = summary.lines().last().unwrap_or("no summary");
+                Some(named("TestFailed", &format!("slot {} cannot take over: {last}", self.slot)))
+            }
             _ => None,
         }
     }
@@ -139,13 +189,41 @@ impl Job {
 pub fn summary(values: &Properties) -> Result<Summary, CtlError> {
     let fields = Fields { object: "Manager", values };
     Ok(Summary {
-        booted: Some(fields.u32("Booted")?).filter(|slot| *slot != 0),
+        booted: fields.slot("Booted")?,
+        default: fields.slot("Default")?,
+        after_reboot: fields.slot("AfterReboot")?,
+        trial: fields.bool("Trial")?,
+        confirmed: fields.bool("Confirmed")?,
+        fallback: fields.slot("Fallback")?,
+        last_upgrade: last_upgrade(&fields.dictionary("LastUpgrade")?),
+        loader: fields.text("Loader")?,
         compatible: fields.text("Compatible")?,
         security_epoch: fields.u32("SecurityEpoch")?,
         empty_slots: fields.u32("EmptySlots")?,
         readback: fields.text("Readback")?,
         revocation: fields.text("Revocation")?,
         warnings: fields.texts("Warnings")?,
+    })
+}
+
+/// The last selection; none when there was none. A key that is not there is not known.
+fn last_upgrade(values: &BTreeMap<String, Value>) -> Option<LastUpgrade> {
+    let number = |key: &str| values.get(key).and_then(Value::as_u64).filter(|number| *number != 0);
+    let text = |key: &str| {
+        values.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    Some(LastUpgrade {
+        outcome: text("outcome")?,
+        kind: text("kind"),
+        slot: number("slot").and_then(|slot| u32::try_from(slot).ok()),
+        version: text("version"),
+        from_version: text("from_version"),
+        root_hash: text("root_hash"),
+        message: text("message"),
+        who: text("who"),
+        selected_at: number("selected_at"),
+        ended_at: number("ended_at"),
+        reason: text("reason"),
     })
 }
 
@@ -166,6 +244,7 @@ pub fn slot(path: &str, values: &Properties) -> Result<Slot, CtlError> {
         installed_at: fields.nonzero("InstalledAt")?,
         verified_at: fields.nonzero("VerifiedAt")?,
         verified_how: fields.text("VerifiedHow")?,
+        configuration: fields.text("Configuration")?,
         current: fields.bool("Current")?,
         after_reboot: fields.bool("AfterReboot")?,
     })
@@ -226,6 +305,11 @@ impl<'a> Fields<'a> {
             Variant::U64(value) => Ok(*value),
             _ => Err(self.malformed(name)),
         }
+    }
+
+    /// A slot's number, 0 being none.
+    fn slot(&self, name: &'static str) -> Result<Option<u32>, CtlError> {
+        Ok(Some(self.u32(name)?).filter(|slot| *slot != 0))
     }
 
     fn nonzero(&self, name: &'static str) -> Result<Option<u64>, CtlError> {
@@ -406,8 +490,22 @@ pub(crate) mod tests {
 
     #[test]
     fn manager_without_booted_slot_has_none() {
+        let upgrade: HashMap<&str, Variant<'_>> = HashMap::from([
+            ("outcome", Variant::from("selected")),
+            ("slot", Variant::from(2_u32)),
+            ("message", Variant::from("")),
+            ("selected_at", Variant::from(1_780_000_000_u64)),
+            ("ended_at", Variant::from(0_u64)),
+        ]);
         let values: Properties = HashMap::from([
             ("Booted".to_owned(), owned(0_u32)),
+            ("Default".to_owned(), owned(1_u32)),
+            ("AfterReboot".to_owned(), owned(2_u32)),
+            ("Trial".to_owned(), owned(false)),
+            ("Confirmed".to_owned(), owned(true)),
+            ("Fallback".to_owned(), owned(0_u32)),
+            ("LastUpgrade".to_owned(), owned(upgrade)),
+            ("Loader".to_owned(), owned("grub")),
             ("Compatible".to_owned(), owned("sps-1")),
             ("SecurityEpoch".to_owned(), owned(3_u32)),
             ("EmptySlots".to_owned(), owned(1_u32)),
@@ -418,7 +516,14 @@ pub(crate) mod tests {
         assert_eq!(
             serde_json::to_value(summary(&values).unwrap()).unwrap(),
             json!({
-                "booted": null, "compatible": "sps-1", "security_epoch": 3, "empty_slots": 1,
+                "booted": null, "default": 1, "after_reboot": 2, "trial": false, "confirmed": true,
+                "fallback": null, "loader": "grub",
+                "last_upgrade": {
+                    "outcome": "selected", "kind": null, "slot": 2, "version": null, "from_version": null,
+                    "root_hash": null, "message": null, "who": null, "selected_at": "2026-05-28T20:26:40Z",
+                    "ended_at": null, "reason": null
+                },
+                "compatible": "sps-1", "security_epoch": 3, "empty_slots": 1,
                 "readback": "direct", "revocation": "checked", "warnings": ["state was lost"]
             })
         );

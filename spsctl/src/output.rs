@@ -31,6 +31,11 @@ impl Style {
         Self { terminal, colour: terminal && !dumb && !set("NO_COLOR") }
     }
 
+    /// What takes a moving line away before something else is written.
+    pub fn new_line(self) -> &'static str {
+        if self.terminal { "\r\x1b[K" } else { "" }
+    }
+
     /// `text` in a colour (SGR number), where colours are wanted.
     pub fn paint(self, sgr: u8, text: &str) -> String {
         if self.colour { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_owned() }

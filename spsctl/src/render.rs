@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::model::{Job, Slot, Summary, rfc3339};
+use crate::model::{Job, LastUpgrade, Slot, Summary, rfc3339};
 use crate::output::{GREEN, RED, Style, YELLOW, line};
 use crate::progress::{amount, percent};
 
@@ -83,18 +83,25 @@ fn job_progress(job: &Job) -> String {
 /// The page of `status`.
 pub fn status(summary: &Summary, slots: &[Slot], jobs: &[Job], style: Style) -> String {
     let booted = match summary.booted {
-        Some(id) => format!("slot {id}"),
+        Some(id) => format!("slot {id}, {}", standing(summary, style)),
         None => "no slot (recovery, or not an appliance)".to_owned(),
     };
     let text = |value: &Option<String>| line(value.as_deref().unwrap_or("unknown"));
     let mut fields = vec![
         ("product", text(&summary.compatible)),
         ("running", booted),
+        ("default", slot_word(summary.default)),
+        ("next start", slot_word(summary.after_reboot)),
+        ("fallback", summary.fallback.map_or_else(|| "none".to_owned(), |id| format!("slot {id}"))),
+        ("boot loader", loader(summary.loader.as_deref())),
         ("epoch floor", summary.security_epoch.to_string()),
         ("empty slots", summary.empty_slots.to_string()),
         ("read-back", readback(summary.readback.as_deref())),
         ("revocation", revocation(summary.revocation.as_deref())),
     ];
+    if let Some(last) = &summary.last_upgrade {
+        fields.push(("last upgrade", upgrade(last, style)));
+    }
     for slot in slots {
         fields.push(("slot", short_slot(slot, style)));
     }
@@ -105,6 +112,54 @@ pub fn status(summary: &Summary, slots: &[Slot], jobs: &[Job], style: Style) -> 
         fields.push(("warning", style.paint(YELLOW, &line(warning))));
     }
     list(&fields)
+}
+
+/// Whether the running firmware has proven itself.
+fn standing(summary: &Summary, style: Style) -> String {
+    match (summary.trial, summary.confirmed) {
+        (true, _) => style.paint(YELLOW, "in its trial, not confirmed yet"),
+        (false, true) => style.paint(GREEN, "confirmed"),
+        (false, false) => style.paint(YELLOW, "not confirmed"),
+    }
+}
+
+fn slot_word(slot: Option<u32>) -> String {
+    slot.map_or_else(|| "no slot".to_owned(), |id| format!("slot {id}"))
+}
+
+fn loader(word: Option<&str>) -> String {
+    match word {
+        Some("none") => "none (no firmware can be activated)".to_owned(),
+        other => line(other.unwrap_or("unknown")),
+    }
+}
+
+/// The last selection on one line.
+pub fn upgrade(last: &LastUpgrade, style: Style) -> String {
+    let colour = match last.outcome.as_str() {
+        "confirmed" => GREEN,
+        "failed" => RED,
+        _ => YELLOW,
+    };
+    let mut text = style.paint(colour, &line(&last.outcome));
+    let kind = line(last.kind.as_deref().unwrap_or("upgrade"));
+    text = format!("{text}  {kind}");
+    if let Some(version) = &last.version {
+        text = match &last.from_version {
+            Some(from) => format!("{text} from {} to {}", line(from), line(version)),
+            None => format!("{text} to {}", line(version)),
+        };
+    }
+    if let Some(slot) = last.slot {
+        text = format!("{text} in slot {slot}");
+    }
+    if let Some(at) = last.ended_at.or(last.selected_at) {
+        text = format!("{text}  {}", rfc3339(at));
+    }
+    for words in [&last.message, &last.reason].into_iter().flatten() {
+        text = format!("{text}  {}", line(words));
+    }
+    text
 }
 
 fn readback(word: Option<&str>) -> String {
@@ -318,30 +373,60 @@ JOB  KIND     SLOT  STATE    PHASE    PROGRESS          STARTED               FI
     #[test]
     fn status_page() {
         let summary = Summary {
-            booted: None,
+            booted: Some(2),
+            default: Some(1),
+            after_reboot: Some(1),
+            trial: true,
+            fallback: Some(1),
+            loader: Some("grub".into()),
+            last_upgrade: Some(LastUpgrade {
+                outcome: "trial".into(),
+                kind: Some("upgrade".into()),
+                slot: Some(2),
+                version: Some("2.2.0".into()),
+                from_version: Some("2.1.0".into()),
+                message: Some("ticket\n4711".into()),
+                selected_at: Some(1_780_000_000),
+                ..LastUpgrade::default()
+            }),
             compatible: Some("sps-1".into()),
             security_epoch: 3,
             empty_slots: 0,
             readback: Some("cached".into()),
             revocation: Some("none".into()),
             warnings: vec!["state was lost".into()],
+            ..Summary::default()
         };
         let over = Job { state: "done".into(), ..running() };
         assert_eq!(
             status(&summary, &[filled(), damaged()], &[over, running()], Style::PLAIN),
             "\
-product      sps-1
-running      no slot (recovery, or not an appliance)
-epoch floor  3
-empty slots  0
-read-back    cached (reading back may be answered by a cache)
-revocation   not checked (no CRL configured)
-slot         1  verified  2.1.0  runs now  runs after the next reboot
-slot         2  bad  trailer\\u{1b}[2J missing
-job          12  install of slot 2  writing  25 % of 1.00 GiB
-warning      state was lost
+product       sps-1
+running       slot 2, in its trial, not confirmed yet
+default       slot 1
+next start    slot 1
+fallback      slot 1
+boot loader   grub
+epoch floor   3
+empty slots   0
+read-back     cached (reading back may be answered by a cache)
+revocation    not checked (no CRL configured)
+last upgrade  trial  upgrade from 2.1.0 to 2.2.0 in slot 2  2026-05-28T20:26:40Z  ticket\\n4711
+slot          1  verified  2.1.0  runs now  runs after the next reboot
+slot          2  bad  trailer\\u{1b}[2J missing
+job           12  install of slot 2  writing  25 % of 1.00 GiB
+warning       state was lost
 "
         );
+    }
+
+    #[test]
+    fn status_of_a_system_from_no_slot() {
+        let text = status(&Summary::default(), &[], &[], Style::PLAIN);
+        for row in ["running      no slot (recovery", "next start   no slot\n", "fallback     none\n"] {
+            assert!(text.contains(row), "{row:?} is not in\n{text}");
+        }
+        assert!(!text.contains("last upgrade"), "{text}");
     }
 
     #[test]

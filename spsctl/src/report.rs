@@ -88,6 +88,8 @@ pub fn ended(job: &Job, style: Style) -> Answer {
         // What damage was found is shown however slotd ends such a job.
         ("verify", _) if job.result.contains_key("healthy") => verify_text(job, style),
         ("install", None) => install_text(job, style),
+        // And so are the checks of a test.
+        ("test", _) if job.result.contains_key("exit_code") => test_text(job, style),
         (_, None) => format!("job {} is done\n", job.number),
         (_, Some(_)) => String::new(),
     };
@@ -161,6 +163,47 @@ fn verify_text(job: &Job, style: Style) -> String {
     // Of a slot that is not healthy the error says the summary.
     let summary = if healthy { format!(": {summary}") } else { String::new() };
     format!("slot {} is {word}{summary}\n{}", job.slot, list(&fields))
+}
+
+/// The summary, and each check with its result, its detail and, where there is one, its hint.
+fn test_text(job: &Job, style: Style) -> String {
+    let passed = job.result.get("exit_code").is_some_and(|code| code == 0);
+    let word = if passed { style.paint(GREEN, "passed") } else { style.paint(RED, "failed") };
+    let mut out = format!("test of slot {}: {word}\n", job.slot);
+    let summary = job.result.get("test_summary").and_then(Value::as_str).unwrap_or_default();
+    out.extend(summary.lines().map(|text| format!("{}\n", line(text))));
+    let all: Vec<_> = checks(job).collect();
+    let width = all.iter().map(|[name, ..]| name.chars().count()).max().unwrap_or(0);
+    for [name, result, detail, hint] in all {
+        let colour = match result.as_str() {
+            "passed" => GREEN,
+            "failed" => RED,
+            _ => YELLOW,
+        };
+        let gap = " ".repeat("skipped".len().saturating_sub(result.chars().count()));
+        let row = format!("{}{gap}  {name:width$}  {detail}", style.paint(colour, &result));
+        out = format!("{out}{}\n", row.trim_end());
+        if !hint.is_empty() {
+            out = format!("{out}         {:width$}  hint: {hint}\n", "");
+        }
+    }
+    let mut fields = Vec::new();
+    let verity = job.result.get("verity").and_then(Value::as_str).filter(|text| !text.is_empty());
+    fields.extend(verity.map(|text| ("verity", line(text))));
+    fields.extend(took(job).map(|time| ("time", time)));
+    out.push_str(&list(&fields));
+    out
+}
+
+/// Name, result, detail and hint of each check, on one line each.
+fn checks(job: &Job) -> impl Iterator<Item = [String; 4]> {
+    let text = |check: &Value, at: usize| check.get(at).and_then(Value::as_str).map(line).unwrap_or_default();
+    job.result
+        .get("checks")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(move |check| [0, 1, 2, 3].map(|at| text(check, at)))
 }
 
 /// Runs of bad blocks as `first+count`.
@@ -285,6 +328,51 @@ may have missed  one bad block, with a chance of 87.50 %
 time             1 min 05 s
 "
         );
+        assert_eq!(answer.exit_code(), 0);
+    }
+
+    fn test_result(exit_code: i32, checks: &Value) -> Value {
+        json!({ "exit_code": exit_code, "test_summary": "Version check started\nVersion check finished\nStorage check started\nStorage check failed", "checks": checks,
+            "verity": "guarded" })
+    }
+
+    // rows: A7
+    #[test]
+    fn failed_test_names_each_check_and_what_to_do() {
+        let checks = json!([
+            ["version", "passed", "8.0.2 may go to 8.1.0", ""],
+            ["storage", "failed", "/data has 12 MiB free\u{1b}", "free 100 MiB on /data"],
+            ["ha", "skipped", "not configured", ""],
+        ]);
+        let expected = "\
+test of slot 2: failed
+Version check started
+Version check finished
+Storage check started
+Storage check failed
+passed   version  8.0.2 may go to 8.1.0
+failed   storage  /data has 12 MiB free\\u{1b}
+                  hint: free 100 MiB on /data
+skipped  ha       not configured
+verity  guarded
+time    1 min 05 s
+";
+        let done = job("test", "done", test_result(1, &checks));
+        let answer = ended(&done, Style::PLAIN);
+        assert_eq!(answer.text, expected);
+        assert_eq!(answer.exit_code(), ErrorKind::TestFailed.exit_code());
+        assert_eq!(answer.complaint(Style::PLAIN), "error: slot 2 cannot take over: Storage check failed\n");
+        // The same when slotd ends such a job as failed.
+        let error = JobError { name: "TestFailed".into(), message: "Storage check failed".into() };
+        let failed = Job { state: "failed".into(), error: Some(error), ..done };
+        assert_eq!(ended(&failed, Style::PLAIN).text, expected);
+        assert_eq!(ended(&failed, Style::PLAIN).exit_code(), ErrorKind::TestFailed.exit_code());
+    }
+
+    #[test]
+    fn passed_test_is_no_error() {
+        let answer = ended(&job("test", "done", test_result(0, &json!([]))), Style::PLAIN);
+        assert!(answer.text.starts_with("test of slot 2: passed\n"), "{}", answer.text);
         assert_eq!(answer.exit_code(), 0);
     }
 

@@ -1,5 +1,5 @@
 //! The program without a bus: usage, help, and what it does with closed pipes.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::fs;
 
@@ -24,6 +24,15 @@ fn help_shows_every_command_and_examples() {
         "slots",
         "status",
         "install",
+        "test",
+        "upgrade",
+        "activate",
+        "deactivate",
+        "confirm",
+        "reject",
+        "revert",
+        "doctor",
+        "completion",
         "notes",
         "news",
         "verify",
@@ -39,8 +48,12 @@ fn help_shows_every_command_and_examples() {
     ] {
         assert!(help.contains(word), "{word} is not in the help:\n{help}");
     }
-    for command in ["slots", "install", "verify", "delete", "wait"] {
+    for command in ["slots", "install", "verify", "delete", "wait", "test", "upgrade", "revert", "doctor"] {
         spsctl(&[command, "--help"]).assert().code(0);
+    }
+    let install = out(&spsctl(&["install", "--help"]).assert().code(0).get_output().stdout);
+    for word in ["--proxy", "--ca", "--stall-timeout", "--retries", "no_proxy"] {
+        assert!(install.contains(word), "{word} is not in the help:\n{install}");
     }
 }
 
@@ -52,12 +65,25 @@ fn usage_errors_are_2_and_print_nothing_on_stdout() {
         &["verify", "1", "--full", "--quick"],
         &["notes", "10"],
         &["install", "x.iso", "--offset", "1"],
+        &["install", "http://example.com/x.iso"],
+        &["install", "ftp://example.com/x.iso"],
+        &["install", "https://me:secret@example.com/x.iso"],
+        &["install", "https://example.com/x.iso", "--detach"],
+        &["install", "https://example.com/x.iso", "--ca", "/nonexistent"],
+        &["install", "https://example.com/x.iso", "--proxy", "http://me:secret@proxy:3128"],
+        &["install", "https://example.com/x.iso", "--stall-timeout", "0"],
+        &["install", "x.iso", "--ca", "/nonexistent"],
+        &["test", "0"],
+        &["upgrade"],
+        &["revert"],
+        &["completion", "cmd"],
         &["state", "reset"],
         &["--bus", "nonsense", "slots"],
     ] {
         let output = spsctl(line).assert().code(2).get_output().clone();
         assert_eq!(out(&output.stdout), "", "{line:?}");
         assert!(!output.stderr.is_empty(), "{line:?}");
+        assert!(!out(&output.stderr).contains("secret"), "{line:?}");
     }
 }
 
@@ -83,6 +109,13 @@ fn bus_that_is_not_there_is_3() {
         &["slots"][..],
         &["status"],
         &["install", image],
+        &["test", "1"],
+        &["upgrade", "1"],
+        &["activate", "1"],
+        &["deactivate", "1"],
+        &["confirm"],
+        &["reject", "--reason", "x"],
+        &["revert", "--reason", "x"],
         &["notes", "1"],
         &["news", "1"],
         &["verify", "1"],
@@ -129,4 +162,18 @@ fn closed_pipe_ends_quietly() {
         let code = child.wait().unwrap().code();
         assert!(code == Some(0) || code == Some(3), "{code:?}");
     }
+}
+
+#[test]
+fn completion_needs_no_bus() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = spsctl(&["completion", shell]).assert().code(0).get_output().clone();
+        assert!(out(&output.stdout).contains("spsctl"), "{shell}");
+    }
+    let output = spsctl(&["completion", "bash", "--json"]).assert().code(0).get_output().clone();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["completion"]["shell"], "bash");
+    // What is printed is what bash takes.
+    let script = document["completion"]["script"].as_str().unwrap();
+    Command::new("bash").args(["-n"]).write_stdin(script).assert().code(0);
 }

@@ -3,6 +3,7 @@
 mod demo;
 mod dependencies;
 mod gate;
+mod man;
 mod packages;
 mod process;
 mod results;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Write the manual pages of spsctl (docs/man) from its command line
+    Man,
     /// Judge the systemd units: exposure and correctness
     Units,
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Rows { json } => rows::run(json),
         Task::Image(args) => image(&args).map(|()| true),
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
+        Task::Man => man::write().map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };
     match done {

@@ -29,6 +29,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("faketime", "faketime", For::Test),
     ("git", "git", For::Test),
     ("grub-common", "grub-editenv", For::Test),
+    ("groff-base", "groff", For::Test),
     ("mmdebstrap", "mmdebstrap", For::Test),
     ("mount", "mount", For::Test),
     ("mtools", "mcopy", For::Test),

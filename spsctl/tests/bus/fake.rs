@@ -1,6 +1,9 @@
 //! A private bus with a slotd that plays a part: enough of the contract to see what `spsctl` does with each answer.
-#![expect(clippy::unwrap_used, reason = "helper of tests")]
-#![expect(clippy::unused_self, reason = "the interface macro wants methods")]
+#![expect(
+    clippy::unused_self,
+    clippy::needless_pass_by_value,
+    reason = "the interface macro wants methods and values"
+)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
@@ -23,6 +26,8 @@ pub(crate) enum Part {
     Silent,
     /// Fails after a few bytes.
     Fail,
+    /// Takes a few bytes of the image and refuses it.
+    Refuse,
     /// Runs until it is cancelled.
     Cancellable,
     /// Runs until it is cancelled; then slotd goes away, as when it is stopped.
@@ -49,6 +54,8 @@ enum Scripted {
     Number(u64),
     Truth(bool),
     Texts(Vec<&'static str>),
+    Code(i32),
+    Checks(Vec<(&'static str, &'static str, &'static str, &'static str)>),
 }
 
 /// What arrived.
@@ -56,6 +63,8 @@ enum Scripted {
 pub(crate) struct Seen {
     /// Bytes of the image.
     pub(crate) image: Vec<u8>,
+    /// The image where it is not read.
+    kept: Option<std::fs::File>,
     /// Options, as text.
     pub(crate) options: HashMap<String, String>,
     /// Methods called, with their arguments.
@@ -69,11 +78,37 @@ struct Shared {
     die: Notify,
 }
 
-/// `org.spsagent.Error.SlotEmpty`.
+impl Shared {
+    fn call(&self, call: String) {
+        self.seen.lock().unwrap().calls.push(call);
+    }
+
+    /// What a slotd that plays a failure answers to a choice.
+    fn refuse(&self) -> Result<(), Refusal> {
+        if self.part == Part::Fail { Err(Refusal::TestRequired("test slot 2 first".into())) } else { Ok(()) }
+    }
+}
+
+/// Date of the configuration that comes back with slot 2.
+pub(crate) const CONFIGURATION: &str = "2026-05-28T20:26:40Z";
+
+/// `org.spsagent.Error.*`.
 #[derive(Debug, zbus::DBusError)]
 #[zbus(prefix = "org.spsagent.Error")]
 enum Refusal {
     SlotEmpty(String),
+    TestRequired(String),
+    InvalidArgument(String),
+}
+
+/// systemd-logind, as far as it restarts the machine.
+struct Login(Arc<Shared>);
+
+#[interface(name = "org.freedesktop.login1.Manager")]
+impl Login {
+    fn reboot(&self, interactive: bool) {
+        self.0.call(format!("Reboot {interactive}"));
+    }
 }
 
 struct Manager(Arc<Shared>);
@@ -89,7 +124,13 @@ impl Manager {
         {
             let mut seen = self.0.seen.lock().unwrap();
             let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(image));
-            file.read_to_end(&mut seen.image).unwrap();
+            let wanted = if self.0.part == Part::Refuse { 10 } else { u64::MAX };
+            if self.0.part == Part::Cancellable {
+                // As a slotd that is still reading when it is told to stop.
+                seen.kept = Some(file);
+            } else {
+                file.by_ref().take(wanted).read_to_end(&mut seen.image).unwrap();
+            }
             seen.options = options.iter().map(|(key, value)| (key.clone(), (**value).to_string())).collect();
         }
         start(&self.0, connection, "install").await
@@ -100,12 +141,68 @@ impl Manager {
     }
 
     fn reset_state(&self, reason: &str) {
-        self.0.seen.lock().unwrap().calls.push(format!("ResetState {reason}"));
+        self.0.call(format!("ResetState {reason}"));
+    }
+
+    fn confirm(&self) -> Result<(), Refusal> {
+        self.0.call("Confirm".to_owned());
+        self.0.refuse()
+    }
+
+    fn reject(&self, reason: &str) -> Result<(), Refusal> {
+        self.0.call(format!("Reject {reason}"));
+        self.0.refuse()
+    }
+
+    fn revert(&self, reason: &str, options: HashMap<String, OwnedVariant>) -> Result<(), Refusal> {
+        let shown: std::collections::BTreeMap<_, _> =
+            options.iter().map(|(key, value)| (key.clone(), (**value).to_string())).collect();
+        self.0.call(format!("Revert {reason} {shown:?}"));
+        let accepted = shown.get("accept_config").map(String::as_str);
+        if accepted != Some(&format!("\"{CONFIGURATION}\"")) {
+            let why = format!("option accept_config: expected {CONFIGURATION}, found {accepted:?}.");
+            return Err(Refusal::InvalidArgument(why));
+        }
+        Ok(())
     }
 
     #[zbus(property)]
     fn booted(&self) -> u32 {
         1
+    }
+    #[zbus(property)]
+    fn default(&self) -> u32 {
+        1
+    }
+    #[zbus(property)]
+    fn after_reboot(&self) -> u32 {
+        2
+    }
+    #[zbus(property)]
+    fn trial(&self) -> bool {
+        false
+    }
+    #[zbus(property)]
+    fn confirmed(&self) -> bool {
+        true
+    }
+    #[zbus(property)]
+    fn fallback(&self) -> u32 {
+        2
+    }
+    #[zbus(property)]
+    fn last_upgrade(&self) -> HashMap<&'static str, Variant<'static>> {
+        HashMap::from([
+            ("outcome", "failed".into()),
+            ("slot", 2_u32.into()),
+            ("version", "2.2.0".into()),
+            ("selected_at", 1_780_000_000_u64.into()),
+            ("reason", "no link".into()),
+        ])
+    }
+    #[zbus(property)]
+    fn loader(&self) -> &'static str {
+        if self.0.part == Part::Fail { "none" } else { "grub" }
     }
     #[zbus(property)]
     fn compatible(&self) -> &'static str {
@@ -163,11 +260,27 @@ impl Slot {
         #[zbus(connection)] connection: &Connection,
     ) -> OwnedObjectPath {
         let call = format!("Verify {mode} {:?}", options.keys().collect::<Vec<_>>());
-        self.shared.seen.lock().unwrap().calls.push(call);
+        self.shared.call(call);
         start(&self.shared, connection, "verify").await
     }
+    async fn test(
+        &self,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> OwnedObjectPath {
+        self.shared.call(format!("Test {} {:?}", self.id, options.keys().collect::<Vec<_>>()));
+        start(&self.shared, connection, "test").await
+    }
+    fn activate(&self, message: &str, options: HashMap<String, OwnedVariant>) -> Result<(), Refusal> {
+        self.shared.call(format!("Activate {} {message:?} {}", self.id, options.len()));
+        self.shared.refuse()
+    }
+    fn deactivate(&self) -> Result<(), Refusal> {
+        self.shared.call(format!("Deactivate {}", self.id));
+        self.shared.refuse()
+    }
     fn delete(&self) {
-        self.shared.seen.lock().unwrap().calls.push(format!("Delete {}", self.id));
+        self.shared.call(format!("Delete {}", self.id));
     }
 
     #[zbus(property)]
@@ -223,6 +336,10 @@ impl Slot {
         ""
     }
     #[zbus(property)]
+    fn configuration(&self) -> &'static str {
+        if self.filled() { "" } else { CONFIGURATION }
+    }
+    #[zbus(property)]
     fn current(&self) -> bool {
         self.filled()
     }
@@ -243,7 +360,7 @@ impl Job {
 #[interface(name = "org.spsagent.Slots1.Job")]
 impl Job {
     async fn cancel(&self, #[zbus(signal_emitter)] emitter: SignalEmitter<'_>) {
-        self.0.seen.lock().unwrap().calls.push("Cancel".to_owned());
+        self.0.call("Cancel".to_owned());
         if matches!(self.0.part, Part::Cancellable | Part::Stopped) {
             {
                 let mut job = self.0.job.lock().unwrap();
@@ -318,6 +435,8 @@ impl From<Scripted> for Variant<'static> {
             Scripted::Number(number) => number.into(),
             Scripted::Truth(truth) => truth.into(),
             Scripted::Texts(texts) => texts.into(),
+            Scripted::Code(code) => code.into(),
+            Scripted::Checks(checks) => checks.into(),
         }
     }
 }
@@ -349,7 +468,12 @@ async fn play(shared: Arc<Shared>, connection: Connection, path: &'static str) {
 
 fn end(shared: &Shared) {
     let mut job = shared.job.lock().unwrap();
-    if shared.part == Part::Fail {
+    if job.kind == "test" {
+        job.state = "done";
+        job.result = test_result(shared.part == Part::Fail);
+        return;
+    }
+    if matches!(shared.part, Part::Fail | Part::Refuse) {
         job.state = "failed";
         job.error =
             ("org.spsagent.Error.MediaCorrupt".to_owned(), "firmware.erofs: byte 9 differs".to_owned());
@@ -368,6 +492,20 @@ fn end(shared: &Shared) {
             ("owners", Scripted::Texts(vec!["file /usr/bin/x"])),
         ]
     };
+}
+
+fn test_result(fails: bool) -> Vec<(&'static str, Scripted)> {
+    let (summary, storage) = if fails {
+        ("Storage check started\nStorage check failed", ("storage", "failed", "12 MiB free", "free 100 MiB"))
+    } else {
+        ("Storage check started\nStorage check finished", ("storage", "passed", "1 GiB free", ""))
+    };
+    vec![
+        ("exit_code", Scripted::Code(i32::from(fails))),
+        ("test_summary", Scripted::Text(summary)),
+        ("checks", Scripted::Checks(vec![storage])),
+        ("verity", Scripted::Text("guarded")),
+    ]
 }
 
 /// A private bus and, on it, the fake.
@@ -428,7 +566,9 @@ fn serve(address: &str, shared: &Arc<Shared>, ready: &std::sync::mpsc::Sender<()
             .serve_at(root, Manager(Arc::clone(shared)))
             .serve_at(format!("{root}/slot/1"), slot(1))
             .serve_at(format!("{root}/slot/2"), slot(2))
+            .serve_at("/org/freedesktop/login1", Login(Arc::clone(shared)))
             .name("org.spsagent.Slots1")
+            .name("org.freedesktop.login1")
             .build()
             .await
             .unwrap();

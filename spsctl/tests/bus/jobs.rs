@@ -1,32 +1,15 @@
-//! The program against a slotd that plays a part, over a private bus.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod fake;
+//! Reading, installing, checking, and following jobs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
-use fake::{Part, Stage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-fn spsctl(stage: &Stage, line: &[&str]) -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("spsctl"));
-    command.args(["--bus", &stage.address]).args(line).stdin(Stdio::null());
-    command
-}
-
-fn run(stage: &Stage, line: &[&str]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = spsctl(stage, line).output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-fn run_json(stage: &Stage, line: &[&str]) -> (Option<i32>, Value) {
-    let (code, stdout, _) = run(stage, &[line, &["--json"]].concat());
-    (code, serde_json::from_str(&stdout).unwrap())
-}
+use super::fake::{Part, Stage};
+use super::{run, run_json, spsctl};
 
 fn image() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -46,7 +29,7 @@ fn reading_commands_show_what_slotd_has() {
     );
     let (_, text, _) = run(&stage, &["status"]);
     assert!(
-        text.contains("running      slot 1\n") && text.contains("warning      state was lost\n"),
+        text.contains("running       slot 1, confirmed\n") && text.contains("warning       state was lost\n"),
         "{text}"
     );
     assert_eq!(run(&stage, &["jobs"]).1, "no jobs\n");
@@ -170,7 +153,7 @@ fn slotd_that_dies_is_3_and_the_install_can_be_resumed() {
 }
 
 /// Starts an install, presses Ctrl-C whenever standard error shows the next of `cues`; exit code and the rest.
-fn press_ctrl_c_at(stage: &Stage, line: &[&str], cues: &[&str]) -> (Option<i32>, String) {
+pub(super) fn press_ctrl_c_at(stage: &Stage, line: &[&str], cues: &[&str]) -> (Option<i32>, String) {
     let mut child = spsctl(stage, line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
