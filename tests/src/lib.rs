@@ -12,5 +12,6 @@ pub mod firmware;
 pub mod iso_writer;
 pub mod lab;
 pub mod polkit;
+pub mod polkitd;
 pub mod recorder;
 pub mod synthetic;
