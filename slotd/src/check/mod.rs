@@ -129,10 +129,7 @@ pub fn run(runner: &Runner, request: &Request, cancel: &AtomicBool) -> Result<Ch
     check_variables(&request.environment)?;
     match runner {
         Runner::Bubblewrap { program } => bubblewrap::run(program, request, cancel),
-        Runner::Systemd { bus } => {
-            let _ = bus;
-            Err(CheckError::Cancelled)
-        }
+        Runner::Systemd { bus } => systemd::run(bus.as_deref(), request, cancel),
     }
 }
 
