@@ -37,4 +37,12 @@ events! {
     KEYRING_UNUSABLE = "fde804a36d8baf30354804ab5ac66f18";
     /// A boot image was rebuilt from its slot.
     BOOT_IMAGE_REPAIRED = "bcbf324375d08d4d7fc62bb2cd1af1bd";
+    /// Which firmware runs, told once at every boot.
+    BOOT_REPORT = "b5d0a9c7e68fb806267fa5905c5852b4";
+    /// The running firmware is not healthy.
+    HEALTH_FAILED = "b516df4e530ba3c51ba306390724e3fc";
+    /// The running firmware is healthy.
+    HEALTH_PASSED = "279e359ef459a88801c75e7885e908fa";
+    /// A trial was not confirmed in time, or was rejected: the appliance reboots.
+    TRIAL_TIMEOUT = "28cda8547c7ed91da721f055a54a4778";
 }

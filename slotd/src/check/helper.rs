@@ -166,7 +166,7 @@ fn write_answer(bytes: &[u8]) -> Result<(), HelperError> {
 
 /// Names of the regular, executable files, sorted by their bytes. Links are not followed: a firmware carries its checks.
 /// A directory that is not there holds none.
-fn programs(directory: &Path) -> io::Result<Vec<OsString>> {
+pub(crate) fn programs(directory: &Path) -> io::Result<Vec<OsString>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -3,6 +3,7 @@
 //! The stand-in does what org.freedesktop.systemd1(5) says of `StartTransientUnit`, `StopUnit` and `JobRemoved`, for a
 //! service of `Type=oneshot` (systemd.service(5): its start job ends with its program), and confines nothing. The types
 //! of the properties are systemd's own: `systemd-run` is asked to send the same ones.
+#![expect(clippy::unused_self, clippy::used_underscore_binding, reason = "the interface macro wants methods")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
