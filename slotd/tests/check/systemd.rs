@@ -18,7 +18,7 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
 use zbus::{Connection, fdo, interface};
 
 use super::firmware::Firmware;
-use super::{TURN, can_mount, processes_with, request, wait_until};
+use super::{TURN, assert_contained, can_mount, processes_with, request, wait_until};
 
 /// What arrived.
 #[derive(Default)]
@@ -201,10 +201,25 @@ fn a_transient_unit_runs_the_helper_and_its_answer_comes_back() {
     let firmware =
         Firmware::new().check("10-a", "echo \"comes from $SPS_FROM_VERSION\"").check("20-b", "exit 1");
     let (image, size) = firmware.pack();
-    let report = stage.run(&request(image, size), &AtomicBool::new(false)).unwrap();
+    // As slotd calls it: from a thread for blocking calls.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (runner, request) = (Runner::Systemd { bus: Some(stage.address.clone()) }, request(image, size));
+    let blocking = move || check::run(&runner, &request, &AtomicBool::new(false));
+    let report = runtime.block_on(async { tokio::task::spawn_blocking(blocking).await.unwrap() }).unwrap();
     assert_eq!(report.checks[0].detail, "comes from 2.1.0");
     assert_eq!(report.checks[1].detail, "failed and did not say why");
     assert_eq!(stage.calls(), ["Subscribe", "StartTransientUnit fail", "ResetFailedUnit"]);
+}
+
+/// The stand-in confines nothing, so this is what the helper does by itself.
+#[test]
+fn the_helper_alone_contains_a_program() {
+    if !can_mount() {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let stage = Stage::new();
+    assert_contained(|request| stage.run(request, &AtomicBool::new(false)).unwrap());
 }
 
 #[test]
