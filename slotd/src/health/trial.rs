@@ -79,7 +79,7 @@ async fn ask(
     };
     let (trial, confirmed) = (slotd.trial().await?, slotd.confirmed().await?);
     Ok(match (trial, confirmed) {
-        (_, true) if on_trial || trial => Answer::Confirmed,
+        (_, true) if on_trial => Answer::Confirmed,
         (false, _) if !on_trial => Answer::NoTrial,
         (false, _) => Answer::Rejected,
         (true, _) if text(&slotd.last_upgrade().await?, "outcome") == "failed" => Answer::Rejected,

@@ -139,7 +139,8 @@ fn assert_contained(run: impl Fn(&Request) -> CheckReport) {
         .check("51-roots", "echo \"$(ls -A / | while read n; do echo -n \"$n,\"; done)\"")
         .check("60-descriptors", "echo $(ls /proc/self/fd)")
         .check("70-environment", "s=''; for n in $(cat /proc/self/environ | while read -r x; do echo $x; done); do s=\"$s$n\"; done; echo ${#s} $HOME$USER$SHELL$CARGO$SUDO_USER.")
-        .check("80-devices", "echo $(ls /dev)");
+        .check("80-devices", "echo $(ls /dev)")
+        .check("90-mounts", "s=; while read d m r; do s=\"$s$m \"; done </proc/self/mounts; echo $s");
     fs::write(firmware.path("etc/shadow"), "of the firmware").unwrap();
     fs::set_permissions(firmware.path("etc/shadow"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .unwrap();
@@ -162,6 +163,8 @@ fn assert_contained(run: impl Fn(&Request) -> CheckReport) {
     assert_eq!(of("60-descriptors").detail, "0 1 2 3", "3 is ls's own");
     assert!(of("70-environment").detail.ends_with(" ."), "{:?}", of("70-environment"));
     assert_eq!(of("80-devices").detail, "full null random urandom zero");
+    let devices = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom";
+    assert_eq!(of("90-mounts").detail, format!("/ /dev {devices} /proc /tmp"));
 }
 
 /// What lies in the image's root, as `ls` shows it.
