@@ -64,7 +64,6 @@ fn brief(check: &Check) -> (&str, Outcome, &str) {
     (&check.name, check.result, &check.detail)
 }
 
-// rows: A3
 #[test]
 fn verdicts_come_in_name_order_with_message_and_hint() {
     if !can_mount() {

@@ -49,7 +49,6 @@ fn detail<'a>(document: &'a Value, name: &str) -> &'a str {
     checks.iter().find(|check| check["name"] == name).unwrap()["detail"].as_str().unwrap()
 }
 
-// rows: A11
 #[test]
 fn a_healthy_firmware_is_confirmed_and_the_journal_says_so() {
     let (mut bus, directory) = (Bus::new(), tempfile::tempdir().unwrap());
