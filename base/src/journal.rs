@@ -53,4 +53,12 @@ events! {
     SELECTION_FAILED = "784b26b8fa6346e6927983a7ae232c29";
     /// The recovery image could not be replaced.
     RECOVERY_IMAGE_OLD = "4f72f3b7f3c94d44805032f38aa986db";
+    /// Which firmware runs, told once at every boot.
+    BOOT_REPORT = "b5d0a9c7e68fb806267fa5905c5852b4";
+    /// The running firmware is not healthy.
+    HEALTH_FAILED = "b516df4e530ba3c51ba306390724e3fc";
+    /// The running firmware is healthy.
+    HEALTH_PASSED = "279e359ef459a88801c75e7885e908fa";
+    /// A trial was not confirmed in time, or was rejected: the appliance reboots.
+    TRIAL_TIMEOUT = "28cda8547c7ed91da721f055a54a4778";
 }

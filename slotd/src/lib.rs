@@ -5,8 +5,10 @@
 // What `clippy.toml` forbids is forbidden to the program; its tests may make files.
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests make their own files"))]
 
+pub mod check;
 pub mod device;
 pub mod domain;
+pub mod health;
 pub mod service;
 pub mod settings;
 pub mod store;

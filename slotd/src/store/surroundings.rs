@@ -1,17 +1,25 @@
 //! What a test asks beyond the slots: space, configuration, taint, the peer node, and the firmware's own programs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use sps_base::slot::SlotId;
 
+use super::assembly::describe;
+use crate::check::{self, Request, Runner};
 use crate::domain::manifest::Sha256Hex;
 use crate::domain::upgrade_check::{CheckResult, HA, TAINTED};
-use crate::settings::Settings;
+use crate::settings::{CheckRunner, Settings};
 
+/// Where bubblewrap is.
+const BWRAP: &str = "/usr/bin/bwrap";
+/// What the programs of a firmware may take together.
+const PROGRAMS_DEADLINE: Duration = Duration::from_secs(300);
 /// Longest `HEAD` of a configuration generation that is read, in bytes.
 const HEAD_LIMIT: u64 = 256;
 
@@ -31,10 +39,6 @@ pub struct Root {
     pub slot: SlotId,
     /// Length of the EROFS image at its start, in bytes.
     pub size: u64,
-    /// Offset of the hash tree, in bytes.
-    pub hash_offset: u64,
-    /// Root hash.
-    pub root_hash: Sha256Hex,
     /// `SPS_…` variables that the programs get.
     pub variables: Vec<(String, String)>,
 }
@@ -89,12 +93,29 @@ impl Surroundings for Nowhere {
 pub struct Host {
     data: Option<PathBuf>,
     configuration: Option<PathBuf>,
+    slots: BTreeMap<SlotId, PathBuf>,
+    helper: PathBuf,
+    runner: Runner,
 }
 
 impl Host {
     /// The surroundings that `settings` name.
     pub fn new(settings: &Settings) -> Self {
-        Self { data: settings.data.clone(), configuration: settings.configuration.clone() }
+        let systemd = settings.check_runner.map_or_else(
+            || Path::new("/run/systemd/system").is_dir(),
+            |runner| runner == CheckRunner::Systemd,
+        );
+        Self {
+            data: settings.data.clone(),
+            configuration: settings.configuration.clone(),
+            slots: settings.slots.iter().map(|slot| (slot.id, slot.device.clone())).collect(),
+            helper: settings.upgrade_check.clone(),
+            runner: if systemd {
+                Runner::Systemd { bus: None }
+            } else {
+                Runner::Bubblewrap { program: BWRAP.into() }
+            },
+        }
     }
 }
 
@@ -113,8 +134,23 @@ impl Surroundings for Host {
         }
     }
 
-    fn run_programs(&self, _: &Root, _: &AtomicBool) -> Result<Programs, String> {
-        Ok(Programs { checks: Vec::new(), verity: "none: nothing was mounted".into() })
+    fn run_programs(&self, root: &Root, cancelled: &AtomicBool) -> Result<Programs, String> {
+        let image = self.slots.get(&root.slot).ok_or_else(|| format!("slot {} has no device", root.slot))?;
+        let request = Request {
+            helper: self.helper.clone(),
+            image: image.clone(),
+            size: root.size,
+            deadline: PROGRAMS_DEADLINE,
+            environment: root.variables.clone(),
+        };
+        let report = check::run(&self.runner, &request, cancelled).map_err(|e| describe(&e))?;
+        let result = |check: check::Check| match check.result {
+            check::Outcome::Passed => {
+                CheckResult { hint: check.hint, ..CheckResult::passed(&check.name, check.detail) }
+            }
+            check::Outcome::Failed => CheckResult::failed(&check.name, check.detail, check.hint),
+        };
+        Ok(Programs { checks: report.checks.into_iter().map(result).collect(), verity: report.verity })
     }
 }
 

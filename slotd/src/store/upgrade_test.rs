@@ -11,7 +11,6 @@ use super::inspect::Installed;
 use super::surroundings::{Programs, Root};
 use super::types::{Failure, Progress, TestReport, VerifyMode};
 use super::{Reservation, Store};
-use crate::domain::layout::Part;
 use crate::domain::manifest::Sha256Hex;
 use crate::domain::upgrade_check::{self as check, CheckResult, Verdict, VersionFacts};
 
@@ -136,14 +135,11 @@ impl Store {
         progress: &Progress,
     ) -> Result<Programs, Failure> {
         let manifest = &installed.manifest;
-        let place = |part| installed.layout.get(part).map(|extent| extent.offset);
         let running =
             self.running().and_then(|known| Some(known.installed.as_ref()?.manifest.version.clone()));
         let root = Root {
             slot,
             size: manifest.root.size,
-            hash_offset: place(Part::Verity).unwrap_or(0),
-            root_hash: manifest.root.verity.root_hash,
             variables: vec![
                 ("SPS_VERSION".into(), manifest.version.clone()),
                 ("SPS_RUNNING_VERSION".into(), running.unwrap_or_default()),
