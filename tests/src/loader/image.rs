@@ -99,8 +99,9 @@ mod tests {
         let (image, section) = (dir.path().join("boot.efi"), dir.path().join("cmdline"));
         std::fs::write(&image, render(LINE, &[7; 70_000]).unwrap()).unwrap();
         let output = Command::new("objcopy")
-            .args(["-O", "binary", "--only-section=.cmdline", "--set-section-flags", ".cmdline=alloc"])
-            .args([&image, &section])
+            .arg("--dump-section")
+            .arg(format!(".cmdline={}", section.display()))
+            .args([&image, &dir.path().join("copy")])
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
