@@ -17,6 +17,7 @@ pub(crate) enum For {
 
 /// Package, a program of it (for systems without dpkg; a path when it has none), and what needs it.
 const TABLE: &[(&str, &str, For)] = &[
+    ("binutils", "readelf", For::Test),
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt", For::Test),
     ("coreutils", "timeout", For::Test),
     ("cryptsetup-bin", "veritysetup", For::Test),
@@ -29,6 +30,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("faketime", "faketime", For::Test),
     ("git", "git", For::Test),
     ("grub-common", "grub-editenv", For::Test),
+    ("libglib2.0-bin", "gdbus", For::Test),
     ("mmdebstrap", "mmdebstrap", For::Test),
     ("mount", "mount", For::Test),
     ("mtools", "mcopy", For::Test),

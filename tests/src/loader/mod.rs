@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use environment::Loss;
-use slots::SlotFile;
+pub use slots::SlotFile;
 
 /// Starts that follow one another without a hand on the machine; a real one would go on for ever.
 const START_LIMIT: usize = 6;

@@ -67,9 +67,15 @@ async fn when_neither_firmware_is_well_recovery_starts_and_stays() {
     }
     let (outcome, reason) = client.outcome().await;
     assert!(outcome == "failed" && reason.contains("slot 1 was started 3 times"), "{outcome}: {reason}");
-    // Somebody repairs what was wrong and picks it by hand: once it is well, everything is.
+    // By hand too: it has had its chances.
     let report = appliance.restart_with(&pick("sps-slot-1")).unwrap();
     assert_eq!(report.outcome, Outcome::Recovery, "{report:?}");
+    // Whoever has removed the cause selects it again from there.
+    select(&client, 1).await;
+    assert_eq!(appliance.reboot().unwrap().running(), Some(1));
+    client.confirm().await.unwrap();
+    assert_eq!(client.selection().await, (1, 1, 1, false, true, 2));
+    assert_eq!(appliance.reboot().unwrap().running(), Some(1));
 }
 
 #[tokio::test]
@@ -108,16 +114,33 @@ async fn lost_settings_are_written_again() {
 }
 
 #[tokio::test]
-async fn settings_that_are_lost_with_a_selection_start_what_they_must_not_confirm() {
+async fn a_selection_that_is_lost_with_the_settings_is_told_at_once() {
     let (mut appliance, client) = upgraded().await;
-    select_older(&client).await;
-    let report = appliance.restart_with(&lose(Loss::Garbage)).unwrap();
-    // The highest name is the default here.
-    assert_eq!(report.running(), Some(2));
-    assert_eq!(client.selection().await, (2, 2, 2, false, true, 1));
-    assert_eq!(appliance.reboot().unwrap().running(), Some(2));
-    let (outcome, reason) = client.outcome().await;
-    assert!(outcome == "failed" && reason.contains("it was not started"), "{outcome}: {reason}");
+    for loss in [Loss::Zeros, Loss::Garbage, Loss::Settings] {
+        select_older(&client).await;
+        // The highest name is the default here.
+        assert_eq!(appliance.restart_with(&lose(loss)).unwrap().running(), Some(2));
+        assert_eq!(client.selection().await, (2, 2, 2, false, true, 1), "{loss:?}");
+        let (outcome, reason) = client.outcome().await;
+        assert!(
+            outcome == "failed" && reason.contains("it was not started"),
+            "{loss:?}: {outcome}, {reason}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_selection_that_starts_although_the_settings_are_lost_is_its_trial() {
+    for loss in [Loss::Zeros, Loss::Garbage, Loss::Settings] {
+        let (mut appliance, client) = selected().await;
+        let report = appliance.restart_with(&lose(loss)).unwrap();
+        assert_eq!((report.running(), report.starts[0].chosen_by.as_str()), (Some(2), "highest"));
+        assert!(report.starts[0].trial);
+        assert_eq!(client.selection().await, (2, 1, 1, true, false, 1), "{loss:?}");
+        client.confirm().await.unwrap();
+        assert_eq!(client.selection().await, (2, 2, 2, false, true, 1), "{loss:?}");
+        assert_eq!(appliance.reboot().unwrap().running(), Some(2));
+    }
 }
 
 async fn select_older(client: &Client) {
@@ -222,4 +245,24 @@ async fn with_one_firmware_only_a_default_that_dies_ends_in_recovery() {
     assert_eq!((report.outcome, report.entries()), (Outcome::Recovery, vec!["sps-slot-1", "sps-recovery"]));
     // From recovery another firmware is installed.
     install(&client, &firmware("8.0.2"), 2).await;
+}
+
+#[tokio::test]
+async fn from_recovery_a_damaged_default_is_replaced() {
+    let (mut appliance, client) = appliance().await;
+    appliance.power_cut().unwrap();
+    crate::flip(&appliance.path("slot-1"), 1 << 20);
+    for _ in 0..3 {
+        assert_eq!(appliance.power_on(&Mishaps::default()).unwrap().outcome, Outcome::Panic);
+    }
+    assert_eq!(appliance.power_on(&Mishaps::default()).unwrap().outcome, Outcome::Recovery);
+    assert_eq!(client.verified(1, "full").await.ended(), ("failed".into(), "SlotBad".into()));
+    let over = [("slot", 1_u32.into()), ("repair", true.into())];
+    let job = client.install_file(&firmware("8.0.1").iso, &over).await;
+    assert_eq!(job.ended(), ("done".to_owned(), String::new()), "{:?}", job.error());
+    // Its count stands; a selection begins a new one.
+    select(&client, 1).await;
+    assert_eq!(appliance.reboot().unwrap().running(), Some(1));
+    client.confirm().await.unwrap();
+    assert_eq!(client.selection().await, (1, 1, 1, false, true, 0));
 }

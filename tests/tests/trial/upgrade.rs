@@ -1,8 +1,9 @@
 //! The way forward, and every way in which a trial comes back by itself.
 
+use system_tests::bus::{Appliance, Layout};
 use system_tests::loader::{Cut, Mishaps, Outcome};
 
-use crate::{appliance, cut, firmware, install, locked, select, selected, upgraded, with_both};
+use crate::{appliance, cut, firmware, install, layout, locked, select, selected, upgraded, with, with_both};
 
 /// What a test that passes says (resolution 41).
 const SUMMARY: &str = "Version check started\nVersion check finished\n\
@@ -240,4 +241,44 @@ async fn a_test_is_void_after_a_restart_or_a_change() {
     install(&client, &firmware("8.0.3"), 2).await;
     let replaced = client.activate(2, "").await.unwrap_err();
     assert_eq!(replaced.name, "TestRequired", "{}", replaced.message);
+}
+
+#[tokio::test]
+async fn a_crash_of_slotd_changes_nothing() {
+    let (mut appliance, client) = selected().await;
+    let crash = async |appliance: &mut Appliance| {
+        let before = (client.selection().await, client.outcome().await);
+        appliance.kill_slotd().unwrap();
+        appliance.start_slotd().unwrap();
+        assert_eq!((client.selection().await, client.outcome().await), before);
+    };
+    crash(&mut appliance).await;
+    assert_eq!(appliance.reboot().unwrap().running(), Some(2));
+    crash(&mut appliance).await;
+    client.confirm().await.unwrap();
+    crash(&mut appliance).await;
+    client.revert("back", &[]).await.unwrap();
+    crash(&mut appliance).await;
+    assert_eq!(appliance.reboot().unwrap().running(), Some(1));
+    client.reject("no").await.unwrap();
+    crash(&mut appliance).await;
+    assert_eq!(appliance.reboot().unwrap().running(), Some(2));
+}
+
+#[tokio::test]
+async fn with_three_slots_a_later_selection_takes_the_place_of_an_earlier_one() {
+    let (mut appliance, client) = with(Layout { slots: 3, ..layout() }, &firmware("8.0.1")).await;
+    install(&client, &firmware("8.0.2"), 2).await;
+    install(&client, &firmware("8.0.3"), 3).await;
+    select(&client, 2).await;
+    select(&client, 3).await;
+    assert_eq!(client.last_upgrade().await.get::<u32>("slot"), 3);
+    assert_eq!(client.deactivate(2).await.unwrap_err().name, "InvalidArgument");
+    assert_eq!(client.selection().await.2, 3);
+    assert_eq!(appliance.reboot().unwrap().running(), Some(3));
+    client.confirm().await.unwrap();
+    // What was confirmed before comes before what is newer.
+    assert_eq!(client.selection().await, (3, 3, 3, false, true, 1));
+    // Reject ends a trial and nothing else.
+    assert_eq!(client.reject("late").await.unwrap_err().name, "InvalidArgument");
 }
