@@ -1,5 +1,7 @@
 //! The way forward, and every way in which a trial comes back by itself.
 
+use std::fs;
+
 use system_tests::bus::{Appliance, Layout};
 use system_tests::loader::{Cut, Mishaps, Outcome};
 
@@ -281,4 +283,31 @@ async fn with_three_slots_a_later_selection_takes_the_place_of_an_earlier_one() 
     assert_eq!(client.selection().await, (3, 3, 3, false, true, 1));
     // Reject ends a trial and nothing else.
     assert_eq!(client.reject("late").await.unwrap_err().name, "InvalidArgument");
+}
+
+// rows: A8
+#[tokio::test]
+async fn a_test_is_good_for_fifteen_minutes() {
+    let directories = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let mut libraries = directories.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
+    let library = libraries.find(|library| library.exists()).expect("libfaketime (package faketime)");
+    let clock = tempfile::NamedTempFile::new().unwrap();
+    fs::write(clock.path(), "+0").unwrap();
+    let variables = [
+        ("LD_PRELOAD", library.to_str().unwrap()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.path().to_str().unwrap()),
+        ("FAKETIME_NO_CACHE", "1"),
+    ];
+    let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let (_appliance, client) = with(Layout { environment, ..layout() }, &firmware("8.0.1")).await;
+    install(&client, &firmware("8.0.2"), 2).await;
+    client.tested(2, &[]).await;
+    fs::write(clock.path(), "+14m").unwrap();
+    client.activate(2, "").await.unwrap();
+    client.deactivate(2).await.unwrap();
+    client.tested(2, &[]).await;
+    fs::write(clock.path(), "+30m").unwrap();
+    let late = client.activate(2, "").await.unwrap_err();
+    assert_eq!(late.name, "TestRequired");
+    assert!(late.message.contains("in the last 15 minutes"), "{}", late.message);
 }
