@@ -1,5 +1,6 @@
 //! A private bus with the real slotd on it.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -16,6 +17,11 @@ use nix::unistd::Pid;
 use slotd::domain::state::State;
 use sps_base::durable::{self, Record};
 use tempfile::TempDir;
+
+use crate::loader::environment;
+use crate::static_program;
+
+mod power;
 
 /// How long anything may take that is expected at once.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -54,6 +60,10 @@ pub struct Layout {
     pub keyring: Option<PathBuf>,
     /// Whether the state medium holds the record that an installer writes; else zeros, which is a lost state.
     pub installed_state: bool,
+    /// Whether there is a boot loader: GRUB, with an environment block in `grubenv`.
+    pub loader: bool,
+    /// `recycle_fallback` in `slotd.toml`, where something is said.
+    pub recycle_fallback: Option<bool>,
     /// Kernel command line that slotd is shown.
     pub cmdline: String,
     /// More environment for slotd, `WATCHDOG_USEC` for example.
@@ -78,6 +88,8 @@ impl Default for Layout {
             stall_timeout_s: 60,
             keyring: None,
             installed_state: true,
+            loader: false,
+            recycle_fallback: None,
             cmdline: "quiet".to_owned(),
             environment: Vec::new(),
             parent: None,
@@ -123,6 +135,8 @@ fn build_programs() -> anyhow::Result<PathBuf> {
     let directory = test.ancestors().nth(2).context("the test lies in target/PROFILE/deps")?.to_owned();
     let release = directory.ends_with("release");
     if let Some(cargo) = std::env::var_os("CARGO") {
+        // First: it leaves the static program where the next build puts the usual one.
+        static_program::build_slotboot(Path::new(&cargo), release, &directory.join("static"))?;
         let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--locked", "--package", "slotd", "--package", "spsctl", "--bins"]);
         build.args(release.then_some("--release"));
@@ -163,7 +177,7 @@ impl Appliance {
         let dir = tempfile::Builder::new().prefix(layout.prefix).tempdir_in(parent)?;
         // Callers of other users must reach the bus socket.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        for directory in ["keyring", "esp/EFI/Linux"] {
+        for directory in ["keyring", "esp/EFI/Linux", "configuration"] {
             fs::create_dir_all(dir.path().join(directory))?;
         }
         for number in 1..=layout.slots {
@@ -179,6 +193,9 @@ impl Appliance {
         }
         fs::write(dir.path().join("cmdline"), &layout.cmdline)?;
         fs::write(dir.path().join("slotd.toml"), configuration(dir.path(), &layout)?)?;
+        if layout.loader {
+            environment::create(&dir.path().join("grubenv"))?;
+        }
         let bus = start_bus(dir.path(), &layout)?;
         let notifications = UnixDatagram::bind(dir.path().join("notify"))?;
         notifications.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -187,27 +204,41 @@ impl Appliance {
 
     /// Starts slotd, again after [`Self::stop_slotd`] or [`Self::kill_slotd`], and waits until it is ready.
     pub fn start_slotd(&mut self) -> anyhow::Result<()> {
-        let log = fs::File::options().create(true).append(true).open(self.path("slotd.log"))?;
+        let mut command = self.layout.launch();
+        command.args(self.slotd_words()?).stdout(self.log_file()?);
+        self.slotd = Some(self.dress(&mut command)?.spawn().context("start slotd")?);
+        self.wait_notified("READY=1")
+    }
+
+    /// slotd and its arguments.
+    fn slotd_words(&self) -> anyhow::Result<Vec<OsString>> {
         let slotd = match &self.layout.programs {
             Some(directory) => directory.join("slotd"),
             None => program("slotd")?,
         };
-        let mut command = self.layout.launch();
-        command
-            .arg(slotd)
-            .arg("--config")
-            .arg(self.path("slotd.toml"))
-            .args(["--bus", &self.address(), "--cmdline"])
-            .arg(self.path("cmdline"))
-            .args(["--log", "debug"])
-            .env_remove("JOURNAL_STREAM")
-            .env("NOTIFY_SOCKET", self.path("notify"))
-            .envs(self.layout.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        self.slotd = Some(command.spawn().context("start slotd")?);
-        self.wait_notified("READY=1")
+        let (address, path) = (self.address(), |name: &str| self.path(name).into_os_string());
+        Ok(vec![
+            slotd.into_os_string(),
+            "--config".into(),
+            path("slotd.toml"),
+            "--bus".into(),
+            address.into(),
+            "--cmdline".into(),
+            path("cmdline"),
+            "--log".into(),
+            "debug".into(),
+        ])
+    }
+
+    fn log_file(&self) -> io::Result<fs::File> {
+        fs::File::options().create(true).append(true).open(self.path("slotd.log"))
+    }
+
+    /// Gives a command slotd's surroundings, all but the standard output.
+    fn dress<'a>(&self, command: &'a mut Command) -> io::Result<&'a mut Command> {
+        let environment = self.layout.environment.iter().map(|(name, value)| (name, value));
+        command.env_remove("JOURNAL_STREAM").env("NOTIFY_SOCKET", self.path("notify")).envs(environment);
+        Ok(command.stdin(Stdio::null()).stderr(self.log_file()?))
     }
 
     /// Waits until slotd tells the service manager this line.
@@ -244,7 +275,8 @@ impl Appliance {
         zbus::connection::Builder::address(self.address().as_str()).method_timeout(DEADLINE).build().await
     }
 
-    /// A path in the appliance's directory: `slot-N`, `esp`, `keyring`, `state`, `slotd.toml`, `cmdline`.
+    /// A path in the appliance's directory: `slot-N`, `esp`, `keyring`, `state`, `grubenv`, `configuration`,
+    /// `slotd.toml`, `cmdline`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -329,6 +361,19 @@ fn configuration(dir: &Path, layout: &Layout) -> anyhow::Result<String> {
         writeln!(text, "{key} = '{value}'")?;
     }
     writeln!(text, "stall_timeout_s = {}", layout.stall_timeout_s)?;
+    if let Some(allowed) = layout.recycle_fallback {
+        writeln!(text, "recycle_fallback = {allowed}")?;
+    }
+    if layout.loader {
+        let helper = match &layout.programs {
+            Some(directory) => directory.join("upgrade-check"),
+            None => program("upgrade-check")?,
+        };
+        writeln!(text, "upgrade_check = '{}'\ncheck_runner = 'bubblewrap'", helper.display())?;
+        writeln!(text, "configuration = '{}'", dir.join("configuration").display())?;
+        let environment = dir.join("grubenv");
+        writeln!(text, "[loader]\nkind = 'grub'\nenvironment = '{}'", environment.display())?;
+    }
     for number in 1..=layout.slots {
         let device = dir.join(format!("slot-{number}"));
         writeln!(text, "[[slot]]\nid = {number}\nlabel = 'S{number}'\ndevice = '{}'", device.display())?;

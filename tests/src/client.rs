@@ -50,6 +50,10 @@ impl From<zbus::Error> for Refusal {
 pub struct Shown(Properties);
 
 impl Shown {
+    pub(crate) fn of(properties: Properties) -> Self {
+        Self(properties)
+    }
+
     /// The value of `name`; it must be there and of this type.
     pub fn get<T>(&self, name: &str) -> T
     where
@@ -130,7 +134,7 @@ impl Client {
         self.end(&job).await
     }
 
-    async fn slot_proxy(&self, slot: u32) -> zbus::Result<SlotProxy<'_>> {
+    pub(crate) async fn slot_proxy(&self, slot: u32) -> zbus::Result<SlotProxy<'_>> {
         SlotProxy::builder(&self.connection).path(format!("{SLOTS1_PATH}/slot/{slot}")).build().await
     }
 

@@ -8,11 +8,17 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context as _, ensure};
 use sha2::{Digest, Sha256};
+use slotd::domain::layout::padded;
 use slotd::domain::manifest::{
     Boot, File, MANIFEST_NAME, PAYLOAD_ORDER, PIECE, SIGNATURE_NAME, Sha256Hex, UpgradeFrom,
 };
 use sps_images::inspect::inspect;
 use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
+
+use crate::loader::image;
+
+/// What every boot image tells its initrd.
+const INITRD: &str = "rootfstype=erofs ro rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 panic=10";
 
 /// A build directory of one test program, with a PKI and a tree.
 #[derive(Debug)]
@@ -99,7 +105,7 @@ impl Workshop {
         Ok(built)
     }
 
-    /// Builds it with boot images of 2.5 MiB that nobody could boot, but slotd handles like any other.
+    /// Builds it with boot images of 2.5 MiB that only the simulated loader can start: command line and filler.
     pub fn build_bootable(&self, spec: &FirmwareSpec, name: &str) -> anyhow::Result<Built> {
         let plain = self.build(spec, &format!("plain-{name}"))?;
         let stage = self.dirs.work()?;
@@ -112,8 +118,14 @@ impl Workshop {
         run(Command::new("chmod").args(["-R", "u+w"]).arg(&files))?;
         let mut manifest = plain.manifest;
         manifest.boot = Boot::Uki;
-        for part in ["boot.efi", "recovery.efi"] {
-            let bytes = noise(part, 5 << 19);
+        let offset = padded(manifest.root.size);
+        let root = format!(
+            "roothash={} systemd.verity_root_data=/dev/sps/root systemd.verity_root_hash=/dev/sps/root \
+             systemd.verity_root_options=hash-offset={offset},panic-on-corruption {INITRD}",
+            manifest.root.verity.root_hash
+        );
+        for (part, cmdline) in [("boot.efi", root.as_str()), ("recovery.efi", INITRD)] {
+            let bytes = image::render(cmdline, &noise(part, 5 << 19))?;
             let sum = |bytes: &[u8]| Sha256Hex(Sha256::digest(bytes).into());
             let pieces = bytes.chunks(usize::try_from(PIECE)?).map(sum).collect();
             let size = bytes.len() as u64;

@@ -14,13 +14,15 @@ mod units;
 mod workspace;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use packages::For;
 use sps_images::BuildDirs;
 use sps_images::cli::ImageArgs;
+use system_tests::static_program;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every multi-step job of the repository")]
@@ -52,6 +54,8 @@ enum Task {
     },
     /// Write the manual pages of spsctl (docs/man) from its command line
     Man,
+    /// Build slotboot for the initrd: one static file, in `target/sps/static`
+    Slotboot,
     /// Judge the systemd units: exposure and correctness
     Units,
 }
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Task::Image(args) => image(&args).map(|()| true),
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
         Task::Man => man::write().map(|()| true),
+        Task::Slotboot => slotboot().map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };
     match done {
@@ -82,6 +87,18 @@ fn bench(arguments: &[OsString]) -> Result<()> {
     let packages = ["--package", "slotd", "--package", "spsctl", "--package", "system-tests"];
     process::run(process::cargo().args(["build", "--release", "--locked", "--bins"]).args(packages))?;
     process::run(process::command(workspace::root().join("target/release/bench")).args(arguments))
+}
+
+/// The release build; that it needs nothing else is checked, and its size is told.
+fn slotboot() -> Result<()> {
+    packages::ensure(For::Test)?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let directory = workspace::scratch().join("static");
+    let program = static_program::build_slotboot(Path::new(&cargo), true, &directory)?;
+    let needs = static_program::needs(&program)?;
+    ensure!(needs.is_empty(), "{} needs more than itself: {needs:?}", program.display());
+    println!("{}: static, {} bytes", program.display(), program.metadata()?.len());
+    Ok(())
 }
 
 fn image(args: &ImageArgs) -> Result<()> {

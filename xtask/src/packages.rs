@@ -18,6 +18,7 @@ pub(crate) enum For {
 /// Package, a program of it (for systems without dpkg; a path when it has none), and what needs it.
 const TABLE: &[(&str, &str, For)] = &[
     ("bubblewrap", "bwrap", For::Test),
+    ("binutils", "readelf", For::Test),
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt", For::Test),
     ("coreutils", "timeout", For::Test),
     ("cryptsetup-bin", "veritysetup", For::Test),
@@ -31,6 +32,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("git", "git", For::Test),
     ("grub-common", "grub-editenv", For::Test),
     ("groff-base", "groff", For::Test),
+    ("libglib2.0-bin", "gdbus", For::Test),
     ("mmdebstrap", "mmdebstrap", For::Test),
     ("mount", "mount", For::Test),
     ("mtools", "mcopy", For::Test),

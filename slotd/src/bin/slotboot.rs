@@ -67,6 +67,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let store = Store::look(Assembly::from_settings(&settings, environment));
     let summary = store.summary();
+    for warning in &summary.warnings {
+        tracing::warn!("{warning}");
+    }
     let Some(slot) = store.slot_of_root() else {
         bail!(
             "no slot holds the root hash of the kernel's command line; the recovery image has to look into it"

@@ -309,7 +309,8 @@ impl Install<'_> {
             return Ok(());
         };
         let same = installed.manifest.root.verity.root_hash == manifest.root.verity.root_hash;
-        if same || self.request.replace {
+        // Without repair the choice of the slot has decided that what it holds may go.
+        if same || self.request.replace || !self.request.repair {
             return Ok(());
         }
         let message = format!(

@@ -125,8 +125,16 @@ impl Store {
     /// What an interruption has left of a selection is put in order. What fails shows in the warnings.
     pub(super) fn settle_selection(&self) {
         self.look_at_loader();
-        let at = (self.now)();
-        match self.decide(&Event::Start { at }) {
+        let blind = matches!(self.machine().loader, LoaderFound::Unreadable(_));
+        self.settle_selection_once();
+        if blind {
+            // Now that the loader's settings can be read, what they said of a pending selection is known to be gone.
+            self.settle_selection_once();
+        }
+    }
+
+    fn settle_selection_once(&self) {
+        match self.decide(&Event::Start { at: (self.now)() }) {
             Ok(decided) => {
                 told(&decided, &self.machine());
                 if let Err(e) = self.carry_out(&decided) {
