@@ -101,6 +101,10 @@ impl Default for Layout {
 }
 
 impl Layout {
+    fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.programs.as_ref().map_or_else(|| program(name), |directory| Ok(directory.join(name)))
+    }
+
     fn launch(&self) -> Command {
         let mut words = self.launcher.iter();
         let mut command = Command::new(words.next().unwrap_or(&"env"));
@@ -210,12 +214,14 @@ impl Appliance {
         self.wait_notified("READY=1")
     }
 
+    /// Path of a program of this workspace.
+    pub fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.layout.program(name)
+    }
+
     /// slotd and its arguments.
     fn slotd_words(&self) -> anyhow::Result<Vec<OsString>> {
-        let slotd = match &self.layout.programs {
-            Some(directory) => directory.join("slotd"),
-            None => program("slotd")?,
-        };
+        let slotd = self.program("slotd")?;
         let (address, path) = (self.address(), |name: &str| self.path(name).into_os_string());
         Ok(vec![
             slotd.into_os_string(),
@@ -365,10 +371,7 @@ fn configuration(dir: &Path, layout: &Layout) -> anyhow::Result<String> {
         writeln!(text, "recycle_fallback = {allowed}")?;
     }
     if layout.loader {
-        let helper = match &layout.programs {
-            Some(directory) => directory.join("upgrade-check"),
-            None => program("upgrade-check")?,
-        };
+        let helper = layout.program("upgrade-check")?;
         writeln!(text, "upgrade_check = '{}'\ncheck_runner = 'bubblewrap'", helper.display())?;
         writeln!(text, "configuration = '{}'", dir.join("configuration").display())?;
         let environment = dir.join("grubenv");

@@ -17,8 +17,8 @@ pub(crate) enum For {
 
 /// Package, a program of it (for systems without dpkg; a path when it has none), and what needs it.
 const TABLE: &[(&str, &str, For)] = &[
-    ("bubblewrap", "bwrap", For::Test),
     ("binutils", "readelf", For::Test),
+    ("bubblewrap", "bwrap", For::Test),
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt", For::Test),
     ("coreutils", "timeout", For::Test),
     ("cryptsetup-bin", "veritysetup", For::Test),

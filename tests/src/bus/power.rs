@@ -12,7 +12,7 @@ use slotd::domain::state::State;
 use sps_base::dbus::{SLOTS1_NAME, SLOTS1_PATH};
 use sps_base::durable::{self, RECORD};
 
-use super::{Appliance, Layout, STATE_SIZE, program};
+use super::{Appliance, Layout, STATE_SIZE};
 use crate::loader::environment::{self, Loss};
 use crate::loader::{Mishaps, Outcome, Report};
 
@@ -21,7 +21,7 @@ impl Appliance {
     /// start leave it.
     pub fn installed(layout: Layout, iso: &Path) -> anyhow::Result<Self> {
         let mut appliance = Self::with(Layout { loader: true, ..layout })?;
-        let output = Command::new(program("spsctl")?)
+        let output = Command::new(appliance.program("spsctl")?)
             .args(["--bus", &appliance.address(), "install", "--slot", "1"])
             .arg(iso)
             .stdin(Stdio::null())
@@ -74,14 +74,14 @@ impl Appliance {
     /// Starts the machine through the simulated loader. Where a firmware or the recovery image runs, slotd is ready.
     pub fn power_on(&mut self, mishaps: &Mishaps) -> anyhow::Result<Report> {
         let mut command = self.layout.launch();
-        command.arg(program("simulated-loader")?);
+        command.arg(self.program("simulated-loader")?);
         for (option, path) in [
             ("--environment", self.path("grubenv")),
             ("--esp", self.path("esp")),
             ("--config", self.path("slotd.toml")),
             ("--run", self.path("run")),
             ("--cmdline", self.path("cmdline")),
-            ("--slotboot", program("static/slotboot")?),
+            ("--slotboot", self.program("static/slotboot")?),
         ] {
             command.arg(option).arg(path);
         }

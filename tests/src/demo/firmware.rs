@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,6 +21,20 @@ const EPOCH: u32 = 2;
 /// Where slotd lies in the firmware, as its unit says.
 pub(super) const SLOTD_IN_ROOT: &str = "/usr/lib/sps/slotd";
 
+/// The tree of 8.0.3, over Debian's.
+const REFUSING: &str = "overlay-refusing";
+/// The tree of 8.0.4, over Debian's.
+pub(super) const ILL: &str = "overlay-ill";
+const GOOD_CHECK: &str = "#!/bin/sh\necho \"$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo) MiB of memory, 512 are needed\"\n";
+const GOOD_HEALTH: &str = "#!/bin/sh\necho all services run\n";
+/// What the operator must be shown of it.
+pub(super) const REFUSAL: &str = "the log partition is older than 8.0 and would lose its index";
+const REFUSING_CHECK: &str = "#!/bin/sh\necho the log partition is older than 8.0 and would lose its index\n\
+     echo hint: Archive the logs, then test again.\nexit 1\n";
+/// What the operator must be shown of it.
+pub(super) const ILLNESS: &str = "no address on nic1";
+const ILL_CHECK: &str = "#!/bin/sh\necho no address on nic1\nexit 1\n";
+
 /// All ISOs, in the machine's directory.
 #[derive(Debug)]
 pub(super) struct Shelf {
@@ -28,6 +42,10 @@ pub(super) struct Shelf {
     pub(super) old: Built,
     /// 8.0.2.
     pub(super) new: Built,
+    /// 8.0.3: its own upgrade check refuses.
+    pub(super) refuses: Built,
+    /// 8.0.4: its health check fails.
+    pub(super) ill: Built,
 }
 
 impl Shelf {
@@ -43,26 +61,32 @@ impl Shelf {
         let overlay = machine.path("overlay");
         lay_out_overlay(setting, machine, &overlay)?;
         let start = Instant::now();
-        let build = |version: &str| {
-            let mut spec = FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay.clone()) });
+        let (refusing, ill) = (machine.path(REFUSING), machine.path(ILL));
+        lay_out_overlay(setting, machine, &refusing)?;
+        lay_out_overlay(setting, machine, &ill)?;
+        put_program(&refusing, "upgrade-checks.d/20-disk-layout", REFUSING_CHECK)?;
+        put_program(&ill, "health-checks.d/20-network", ILL_CHECK)?;
+        let build = |version: &str, overlay: &Path| {
+            let mut spec = FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay.to_owned()) });
             spec.security_epoch = EPOCH;
             spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
             spec.notes = format!("# Version {version}\n\n- slotd proves every block before it is written.\n");
             let iso = machine.path(&format!("firmware-{version}.iso"));
             build_firmware(&spec, setting.dirs, &machine.pki, Some(&iso))
         };
-        let (old, new) = std::thread::scope(|scope| {
-            let new = scope.spawn(|| build("8.0.2"));
-            (build("8.0.1"), new.join())
-        });
+        let ((old, new), (refuses, ill)) = std::thread::scope(|scope| {
+            let others = scope.spawn(|| (build("8.0.3", &refusing), build("8.0.4", &ill)));
+            let first = (build("8.0.1", &overlay), build("8.0.2", &overlay));
+            anyhow::Ok((first, others.join().map_err(|_| anyhow::anyhow!("the build failed"))?))
+        })?;
         machine.stop.check()?;
-        let shelf = Self { old: old?, new: new.map_err(|_| anyhow::anyhow!("the build failed"))?? };
+        let shelf = Self { old: old?, new: new?, refuses: refuses?, ill: ill? };
         Transcript::say(format!(
-            "both built in {:.1} s from {}",
+            "all built in {:.1} s from {}",
             start.elapsed().as_secs_f64(),
             tree.display()
         ));
-        for built in [&shelf.old, &shelf.new] {
+        for built in [&shelf.old, &shelf.new, &shelf.refuses, &shelf.ill] {
             Transcript::say(format!(
                 "{}: {} bytes, root {} bytes, manifest sha256 {}",
                 name(&built.iso),
@@ -71,7 +95,9 @@ impl Shelf {
                 built.manifest_sha256
             ));
         }
-        machine.size_slots(shelf.old.size.max(shelf.new.size))?;
+        let largest =
+            [&shelf.old, &shelf.new, &shelf.refuses, &shelf.ill].map(|built| built.size).into_iter().max();
+        machine.size_slots(largest.unwrap_or(0))?;
         shelf.agree(machine, transcript)?;
         Ok(shelf)
     }
@@ -103,6 +129,8 @@ fn lay_out_overlay(setting: &Setting<'_>, machine: &Machine, overlay: &Path) -> 
     };
     put(setting.programs.join("slotd"), SLOTD_IN_ROOT)?;
     put(setting.programs.join("spsctl"), "/usr/bin/spsctl")?;
+    put_program(overlay, "upgrade-checks.d/10-memory", GOOD_CHECK)?;
+    put_program(overlay, "health-checks.d/10-services", GOOD_HEALTH)?;
     for (from, to) in [
         ("slotd.service", "/usr/lib/systemd/system/slotd.service"),
         ("slotd.toml", "/usr/lib/sps/slotd.toml"),
@@ -124,6 +152,15 @@ fn lay_out_overlay(setting: &Setting<'_>, machine: &Machine, overlay: &Path) -> 
         let key = key?;
         put(key.path(), &format!("/usr/lib/sps/keyring/{}", key.file_name().display()))?;
     }
+    Ok(())
+}
+
+/// A program of the firmware, below /usr/lib/sps.
+fn put_program(overlay: &Path, name: &str, text: &str) -> Result<()> {
+    let target = overlay.join("usr/lib/sps").join(name);
+    fs::create_dir_all(target.parent().context("no directory")?)?;
+    fs::write(&target, text)?;
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 use serde_json::json;
+use sps_base::error::ErrorKind;
 
 use super::console::Show;
 use super::firmware::Shelf;
 use super::machine::Machine;
+use super::refusals::code;
 use super::transcript::Transcript;
 
 /// An appliance that has never run: fresh state, then the first firmware into slot 1.
@@ -38,9 +40,17 @@ pub(super) fn first(machine: &mut Machine, shelf: &Shelf, transcript: &mut Trans
 
 /// Slot 1 runs; the second firmware goes into slot 2, and stock tools judge it.
 pub(super) fn second(machine: &mut Machine, shelf: &Shelf, transcript: &mut Transcript) -> Result<()> {
-    transcript.heading("Boot slot 1 (its root hash on the kernel command line), install 8.0.2");
-    let hash = shelf.old.manifest.root.verity.root_hash;
-    machine.boot(&format!("quiet roothash={hash} ro"))?;
+    transcript.heading("Boot slot 1 through the simulated loader, confirm it, install 8.0.2");
+    machine.console.tool("grub-editenv grubenv set saved_entry=sps-slot-1")?;
+    let report = machine.reboot()?;
+    transcript.equal(&report.running(), &Some(1), "the loader starts slot 1, whose root verifies");
+    let ran = machine.console.spsctl("install firmware-8.0.2.iso")?;
+    transcript.equal(
+        &ran.code,
+        &code(ErrorKind::NotConfirmed),
+        "exit code 23: the running firmware is not confirmed",
+    );
+    transcript.equal(&machine.health("overlay")?, &0, "its health checks pass");
     machine.console.spsctl("status")?;
     let status = &machine.console.json("status")?["status"];
     transcript.equal(&status["booted"], &json!(1), "slot 1 runs");

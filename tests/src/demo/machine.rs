@@ -13,7 +13,9 @@ use sps_images::{BuildDirs, Pki};
 use super::Setting;
 use super::console::Console;
 use super::stop::Stop;
+use super::transcript::Transcript;
 use crate::bus::{Appliance, Layout};
+use crate::loader::{Mishaps, Report};
 
 /// Slots are a little larger than the ISO that goes into them, and whole multiples of this.
 const SLOT_STEP: u64 = 64 << 20;
@@ -44,6 +46,7 @@ impl Machine {
         let appliance = Appliance::without_slotd(Layout {
             slot_size: SLOT_STEP,
             keyring: Some(pki.keyring_dir()),
+            loader: true,
             parent: Some(setting.dirs.base().to_owned()),
             prefix: "demo-",
             programs: Some(setting.programs.to_owned()),
@@ -99,11 +102,46 @@ impl Machine {
         self.appliance.kill_slotd()
     }
 
-    /// Restarts slotd as after a boot with this kernel command line.
-    pub(super) fn boot(&mut self, cmdline: &str) -> Result<()> {
+    /// Starts the machine through the simulated loader, and says what happened.
+    pub(super) fn power_on(&mut self) -> Result<Report> {
+        self.stop.check()?;
+        let report = self.appliance.power_on(&Mishaps::default())?;
+        for start in &report.starts {
+            let slotboot = start.slotboot.map_or_else(|| "not reached".to_owned(), |code| code.to_string());
+            Transcript::say(format!(
+                "simulated start: {} by {}, root verified in slot {:?}, slotboot {slotboot}{}",
+                start.entry,
+                start.chosen_by,
+                start.verified,
+                if start.trial { ", on trial" } else { "" },
+            ));
+        }
+        Ok(report)
+    }
+
+    /// Stops in order and starts again.
+    pub(super) fn reboot(&mut self) -> Result<Report> {
+        Transcript::say("reboot");
         self.appliance.stop_slotd()?;
-        fs::write(self.path("cmdline"), cmdline)?;
-        self.start_slotd()
+        self.power_on()
+    }
+
+    /// Runs the health checks of a firmware's tree, as its sps-health.service would; the exit code.
+    pub(super) fn health(&self, overlay: &str) -> Result<i32> {
+        let program = self.appliance.program("sps-health")?;
+        let directory = self.path(overlay).join("usr/lib/sps/health-checks.d");
+        let line = format!(
+            "{} --bus {} --log error check --directory {}",
+            program.display(),
+            self.address(),
+            directory.display()
+        );
+        Ok(self.console.tool(&line)?.code)
+    }
+
+    /// What `spsctl status --json` says.
+    pub(super) fn status(&self) -> Result<Value> {
+        Ok(self.console.json("status")?["status"].take())
     }
 
     /// A slot as `spsctl slots --json` tells it.

@@ -13,6 +13,7 @@ mod machine;
 mod refusals;
 mod stop;
 mod transcript;
+mod trial;
 
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -73,7 +74,12 @@ fn show(transcript: &mut Transcript, stop: &Stop, setting: &Setting<'_>, seed: u
     damage::flipped_byte(&mut machine, &shelf, transcript, &mut random)?;
     cut::kill(&mut machine, &shelf, transcript, &mut random)?;
     cut::pipe(&mut machine, &shelf, transcript, &mut random)?;
-    install::end(&mut machine, slot_1.slot_1(), transcript)
+    install::end(&mut machine, slot_1.slot_1(), transcript)?;
+    trial::upgrade(&mut machine, &shelf, transcript)?;
+    trial::revert(&mut machine, transcript)?;
+    trial::refused_by_itself(&mut machine, transcript)?;
+    trial::unhealthy(&mut machine, transcript)?;
+    trial::power_cut(&mut machine, transcript)
 }
 
 fn seed_of_now() -> u64 {
