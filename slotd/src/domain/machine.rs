@@ -395,7 +395,12 @@ impl Machine {
         let before = before.filter(|(slot, root_hash)| self.is_there(*slot, *root_hash) && !self.runs(*slot));
         before
             .map(|(slot, _)| slot)
-            .or_else(|| self.newest(|slot, _| !self.runs(slot) && !self.selected(slot)))
+            .or_else(|| self.newest(|slot, firmware| self.is_candidate(slot, firmware)))
+    }
+
+    /// Whether it may be gone back to, though nobody knows that it ever ran well.
+    fn is_candidate(&self, slot: SlotId, firmware: &Firmware) -> bool {
+        !self.runs(slot) && !self.selected(slot) && !self.refused(firmware.root_hash)
     }
 
     fn selected(&self, slot: SlotId) -> bool {

@@ -87,7 +87,10 @@ pub fn version(manifest: &Manifest, facts: &VersionFacts<'_>) -> CheckResult {
     }
     if let Some(why) = facts.refused {
         let detail = format!("the last trial of {new} failed: {why}");
-        return failed(detail, "Remove the cause, then test it again with the option again.");
+        return failed(
+            detail,
+            "Remove the cause, then test it again with the option again (spsctl: --again).",
+        );
     }
     if manifest.security_epoch < facts.epoch_floor {
         let found = manifest.security_epoch;

@@ -69,12 +69,12 @@ pub async fn check(plan: &Plan) -> Verdict {
     checks.extend(ran.unwrap_or_else(|error| vec![Check::failed("programs", &error.to_string())]));
     checks.iter().for_each(log);
 
-    let failed: Vec<&str> = checks
+    let failed: Vec<String> = checks
         .iter()
         .filter(|check| check.result == Outcome::Failed)
-        .map(|check| check.name.as_str())
+        .map(|check| format!("{} ({})", check.name, check.detail))
         .collect();
-    let reason = one_line(&format!("failed: {}", failed.join(", ")), TEXT_LIMIT);
+    let reason = one_line(&format!("health checks failed: {}", failed.join(", ")), TEXT_LIMIT);
     let passed = failed.is_empty();
     let mut verdict = Verdict { schema: 1, healthy: passed, trial: None, checks, refusal: None };
     if !passed {
