@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 use slotd::device::esp::{Esp, EspError};
+use slotd::device::loader::grub::{Block, Grub};
+use slotd::device::loader::{Loader, LoaderError};
 use slotd::device::medium::{Medium, MediumError};
 use slotd::device::probe::Readback;
+use slotd::domain::envblk;
 
 const PAGE: usize = 4096;
 /// What the simulated ESP holds in bytes.
@@ -155,12 +159,20 @@ pub struct Media {
     pub slots: Vec<Image>,
     /// The ESP.
     pub esp: Files,
+    /// GRUB's environment block.
+    pub loader: [u8; envblk::SIZE],
 }
 
 impl Media {
-    /// Zeros everywhere, and an empty ESP.
+    /// Zeros everywhere, an empty ESP, and an environment block without variables.
     pub fn new(slots: usize, slot_size: usize) -> Self {
-        Self { state: Image::new(1 << 20), slots: vec![Image::new(slot_size); slots], esp: Files::new() }
+        let loader = envblk::Environment::default().render().unwrap_or([0; envblk::SIZE]);
+        Self {
+            state: Image::new(1 << 20),
+            slots: vec![Image::new(slot_size); slots],
+            esp: Files::new(),
+            loader,
+        }
     }
 
     /// The content of a medium.
@@ -182,6 +194,7 @@ impl Media {
             hash.update(Sha256::digest(name));
             hash.update(content.digest());
         }
+        hash.update(self.loader);
         hash.finalize().into()
     }
 
@@ -204,6 +217,7 @@ impl Media {
             Event::EspRemove { name } => {
                 self.esp.remove(name);
             }
+            Event::Loader { block } => self.loader = **block,
             Event::Flush { .. } | Event::EspSyncFile { .. } | Event::EspSync => {}
         }
     }
@@ -252,6 +266,11 @@ pub enum Event {
     },
     /// The whole ESP was synced.
     EspSync,
+    /// The environment block was overwritten, and that is on stable storage.
+    Loader {
+        /// What it is now.
+        block: Arc<[u8; envblk::SIZE]>,
+    },
 }
 
 impl std::fmt::Debug for Event {
@@ -268,6 +287,11 @@ impl std::fmt::Debug for Event {
             Self::EspSyncFile { name } => write!(f, "ESP: sync {name}"),
             Self::EspRemove { name } => write!(f, "ESP: remove {name}"),
             Self::EspSync => write!(f, "ESP: sync"),
+            Self::Loader { block } => {
+                let text = String::from_utf8_lossy(&block[..]);
+                let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+                write!(f, "loader: write {settings:?}")
+            }
         }
     }
 }
@@ -321,6 +345,11 @@ impl Recorder {
     /// The ESP, as slotd takes it.
     pub fn esp(&self) -> Arc<dyn Esp> {
         Arc::new(RecordedEsp(self.clone()))
+    }
+
+    /// The boot loader's settings, as slotd takes them.
+    pub fn loader(&self) -> Arc<dyn Loader> {
+        Arc::new(Grub::new(RecordedBlock(self.clone())))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -448,5 +477,23 @@ impl Esp for RecordedEsp {
     fn free(&self) -> Result<u64, EspError> {
         let held: u64 = self.0.lock().media.esp.values().map(|content| content.len() as u64).sum();
         Ok(ESP_SIZE.saturating_sub(held))
+    }
+}
+
+#[derive(Debug)]
+struct RecordedBlock(Recorder);
+
+impl Block for RecordedBlock {
+    fn path(&self) -> &Path {
+        Path::new("grubenv")
+    }
+
+    fn read(&self) -> Result<[u8; envblk::SIZE], LoaderError> {
+        Ok(self.0.lock().media.loader)
+    }
+
+    fn write(&self, block: &[u8; envblk::SIZE]) -> Result<(), LoaderError> {
+        self.0.record(Event::Loader { block: Arc::new(*block) });
+        Ok(())
     }
 }

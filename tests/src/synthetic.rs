@@ -27,24 +27,50 @@ const EMPTY_LIST: [u8; 13] = [0x28, 0xb5, 0x2f, 0xfd, 0x24, 0, 1, 0, 0, 0x99, 0x
 pub struct Synthetic {
     /// Its manifest.
     pub manifest: Manifest,
+    /// The signature of that manifest.
+    pub signature: Vec<u8>,
     /// Its boot image.
     pub boot: Vec<u8>,
+    /// Its recovery image.
+    pub recovery: Vec<u8>,
     /// The ISO, an anonymous file.
     pub iso: Handle,
     /// Length of the ISO in bytes.
     pub iso_len: u64,
 }
 
+/// What a firmware is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'a> {
+    /// Its version.
+    pub version: &'a str,
+    /// Length of its root in bytes, a multiple of 4096.
+    pub root_len: usize,
+    /// Length of its boot image in bytes.
+    pub boot_len: usize,
+    /// Length of its recovery image in bytes.
+    pub recovery_len: usize,
+    /// Its security epoch.
+    pub epoch: u32,
+}
+
 impl Synthetic {
     /// A firmware of `version` with a root of `root_len` bytes (a multiple of 4096), signed by `pki`. `work` is an
     /// existing directory for what the signing tool reads and writes.
     pub fn new(version: &str, root_len: usize, pki: &Pki, work: &Path) -> anyhow::Result<Self> {
-        let root = noise(version, root_len);
         // Two pieces, and one; neither is a whole number of blocks.
-        let boot = noise(&format!("boot {version}"), (1 << 20) + 12_345);
-        let recovery = noise(&format!("recovery {version}"), 20_001);
+        let (boot_len, recovery_len) = ((1 << 20) + 12_345, 20_001);
+        Self::shaped(&Shape { version, root_len, boot_len, recovery_len, epoch: 1 }, pki, work)
+    }
+
+    /// The same, of this shape.
+    pub fn shaped(shape: &Shape<'_>, pki: &Pki, work: &Path) -> anyhow::Result<Self> {
+        let version = shape.version;
+        let root = noise(version, shape.root_len);
+        let boot = noise(&format!("boot {version}"), shape.boot_len);
+        let recovery = noise(&format!("recovery {version}"), shape.recovery_len);
         let notes = format!("# Version {version}\n").into_bytes();
-        let (manifest, tree) = describe(version, &root, &notes, &boot, &recovery);
+        let (manifest, tree) = describe(shape, &root, &notes, &boot, &recovery);
         let text = manifest.render();
         Manifest::parse(text.as_bytes()).context("this manifest would be refused")?;
         let (unsigned, signature) = (work.join(MANIFEST_NAME), work.join(SIGNATURE_NAME));
@@ -73,7 +99,7 @@ impl Synthetic {
         judge(&path, &pki.keyring_dir(), &BuildDirs::new(work.join("judge"))?, &["file system"])?;
         let iso = Handle::open(&path)?;
         fs::remove_file(&path)?;
-        Ok(Self { manifest, boot, iso, iso_len: image.len() as u64 })
+        Ok(Self { manifest, signature, boot, recovery, iso, iso_len: image.len() as u64 })
     }
 
     /// Its root hash, hex.
@@ -83,7 +109,13 @@ impl Synthetic {
 }
 
 /// The manifest of these parts, and `root.verity`.
-fn describe(version: &str, root: &[u8], notes: &[u8], boot: &[u8], recovery: &[u8]) -> (Manifest, Vec<u8>) {
+fn describe(
+    shape: &Shape<'_>,
+    root: &[u8],
+    notes: &[u8],
+    boot: &[u8],
+    recovery: &[u8],
+) -> (Manifest, Vec<u8>) {
     let verity = Verity {
         algorithm: "sha256".into(),
         data_block: 4096,
@@ -94,7 +126,7 @@ fn describe(version: &str, root: &[u8], notes: &[u8], boot: &[u8], recovery: &[u
     };
     let mut manifest = Manifest {
         boot: Boot::Uki,
-        boot_version: version.into(),
+        boot_version: shape.version.into(),
         build_date: BUILD_DATE.into(),
         compatible: Compatible { hardware: vec!["*".into()], product: "sps".into() },
         config_schema: 1,
@@ -104,10 +136,10 @@ fn describe(version: &str, root: &[u8], notes: &[u8], boot: &[u8], recovery: &[u
         revoked_below: 0,
         root: Root { size: root.len() as u64, verity },
         schema: 1,
-        security_epoch: 1,
+        security_epoch: shape.epoch,
         state_schema: 1,
         upgrade_from: vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }],
-        version: version.into(),
+        version: shape.version.into(),
     };
     let (tree, root_hash) = hash_tree(&manifest, root);
     manifest.root.verity.root_hash = root_hash;

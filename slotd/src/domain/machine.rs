@@ -649,7 +649,9 @@ impl Machine {
         if count < limit {
             return vec![Effect::Write(Change::CountBoot(slot))];
         }
-        let mut effects = Vec::new();
+        // First nothing is started once: a loader that could not forget it would start what is not pending any more.
+        let left = self.selection().is_some_and(|selection| selection.one_shot.is_some());
+        let mut effects: Vec<Effect> = left.then_some(Effect::SetOneShot(None)).into_iter().collect();
         let mut given_up = None;
         if let Some(pending) = self.pending() {
             let reason = if self.trial() {
@@ -670,7 +672,7 @@ impl Machine {
         let spent = |other: SlotId| self.boots(other) >= DEFAULT_LIMIT;
         let default = self.default_slot().filter(|default| *default != slot && !spent(*default));
         if default.is_some_and(|default| self.firmware(default).is_some()) {
-            return vec![Effect::SetOneShot(None)];
+            return Vec::new();
         }
         let before = self.confirmed_record().and_then(|confirmed| confirmed.before);
         let candidate = |other: SlotId, firmware: &Firmware| {

@@ -150,9 +150,12 @@ impl World {
         }
     }
 
-    /// The loader: the one-shot once, else the default, else recovery.
-    fn power_on(&mut self) {
-        let entry = self.loader.one_shot.take().or_else(|| self.loader.default.clone());
+    /// The loader: the one-shot once (or again, where it cannot clear it), else the default, else recovery.
+    fn power_on(&mut self, forgets: bool) {
+        let entry = self.loader.one_shot.clone().or_else(|| self.loader.default.clone());
+        if forgets {
+            self.loader.one_shot = None;
+        }
         let slot = entry.as_ref().and_then(Entry::slot);
         let image = slot.and_then(|slot| Some((slot, *self.images.get(&slot)?)));
         self.power = match image {
@@ -229,9 +232,9 @@ fn slot_cuts(world: &World, slot: SlotId, steps: &[Step], action: Action, new: O
 }
 
 /// From switched off to a running slotd (or off again): loader, initrd, slotd's start, cut anywhere.
-fn start(world: &World) -> Vec<World> {
+fn start(world: &World, forgets: bool) -> Vec<World> {
     let mut on = world.clone();
-    on.power_on();
+    on.power_on(forgets);
     let mut all = Vec::new();
     let mut begun = Vec::new();
     if let Power::Slot(_) = on.power {
@@ -259,7 +262,11 @@ fn start(world: &World) -> Vec<World> {
 /// Everything that can happen in a world.
 fn moves(world: &World) -> Vec<World> {
     if world.power == Power::Off {
-        return start(world);
+        let mut all = start(world, true);
+        if world.loader.one_shot.is_some() {
+            all.extend(start(world, false));
+        }
+        return all;
     }
     let machine = world.machine();
     // Power goes, or somebody reboots.
@@ -347,7 +354,7 @@ fn settles(world: &World) -> Result<(), String> {
             return Ok(());
         }
         now.power = Power::Off;
-        now = start(&now).pop().ok_or("no way to start")?;
+        now = start(&now, true).pop().ok_or("no way to start")?;
     }
     Err(format!("left alone it never comes to a good firmware; it ends as {:?}", now.power))
 }

@@ -6,6 +6,7 @@
     reason = "tests make their own files and run stock tools"
 )]
 
+mod diagram;
 mod envblk;
 mod explorer;
 mod iso;

@@ -27,13 +27,13 @@ pub const RUNNING: Device = Device::Slot(1);
 /// The slot that is changed.
 pub const TARGET: Device = Device::Slot(2);
 
-/// Files of a keyring: name and content.
-type Files = Vec<(String, Vec<u8>)>;
+/// Files of a keyring, name and content: roots, and revocation lists.
+pub type KeyringFiles = (Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>)>);
 
 /// An appliance that runs a firmware from slot 1.
 #[derive(Debug)]
 pub struct Appliance {
-    keyring: (Files, Files),
+    keyring: KeyringFiles,
     /// What it runs.
     pub running: Synthetic,
     /// What is installed first.
@@ -57,13 +57,7 @@ impl Appliance {
     /// An appliance whose firmware is signed by a PKI made in `work`, an existing directory.
     pub fn new(work: &Path) -> anyhow::Result<Self> {
         let pki = Pki::open_or_create(work.join("pki"), "crash")?;
-        let mut keyring = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(pki.keyring_dir())? {
-            let path = entry?.path();
-            let list =
-                if path.extension().is_some_and(|e| e == "crl") { &mut keyring.1 } else { &mut keyring.0 };
-            list.push((path.display().to_string(), fs::read(&path)?));
-        }
+        let keyring = read_keyring(&pki)?;
         let firmware = |version: &str| Synthetic::new(version, ROOT_SIZE, &pki, work);
         let mut appliance = Self {
             keyring,
@@ -87,24 +81,7 @@ impl Appliance {
     }
 
     fn store_on(&self, recorder: &Recorder, cmdline: &str) -> Store {
-        let slot = |number: u32, device| {
-            let id = SlotId::new(number).unwrap_or(SlotId::RECOVERY);
-            (id, format!("slot {number}"), Ok(recorder.medium(device)))
-        };
-        Store::assemble(Assembly {
-            product: "sps".into(),
-            hardware: "test".into(),
-            stall: Duration::from_secs(10),
-            keyring: Ok(self.keyring.clone()),
-            slots: vec![slot(1, RUNNING), slot(2, TARGET)],
-            esp: Ok(recorder.esp()),
-            state: Ok(recorder.medium(Device::State)),
-            loader: None,
-            recycle_fallback: Some(false),
-            surroundings: Arc::new(slotd::store::Nowhere),
-            read_back: true,
-            environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },
-        })
+        Store::assemble(assembly(&self.keyring, recorder, 2, cmdline))
     }
 
     /// Carries out `operation` on these media.
@@ -195,6 +172,39 @@ impl Appliance {
     }
 }
 
+/// The files of a PKI's keyring.
+pub fn read_keyring(pki: &Pki) -> anyhow::Result<KeyringFiles> {
+    let mut keyring = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(pki.keyring_dir())? {
+        let path = entry?.path();
+        let list = if path.extension().is_some_and(|e| e == "crl") { &mut keyring.1 } else { &mut keyring.0 };
+        list.push((path.display().to_string(), fs::read(&path)?));
+    }
+    Ok(keyring)
+}
+
+/// What a store on these media, with slots from 1 to `slots`, is made of. It has no boot loader.
+pub fn assembly(keyring: &KeyringFiles, recorder: &Recorder, slots: usize, cmdline: &str) -> Assembly {
+    let slot = |number: usize| {
+        let id = u32::try_from(number).ok().and_then(SlotId::new).unwrap_or(SlotId::RECOVERY);
+        (id, format!("slot {number}"), Ok(recorder.medium(Device::Slot(number))))
+    };
+    Assembly {
+        product: "sps".into(),
+        hardware: "test".into(),
+        stall: Duration::from_secs(10),
+        keyring: Ok(keyring.clone()),
+        slots: (1..=slots).map(slot).collect(),
+        esp: Ok(recorder.esp()),
+        state: Ok(recorder.medium(Device::State)),
+        loader: None,
+        recycle_fallback: Some(false),
+        surroundings: Arc::new(slotd::store::Nowhere),
+        read_back: true,
+        environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },
+    }
+}
+
 fn raw(firmware: &Synthetic) -> i32 {
     std::os::fd::AsRawFd::as_raw_fd(&firmware.iso)
 }
@@ -220,7 +230,8 @@ pub fn full_check(store: &Store, slot: SlotId) -> anyhow::Result<bool> {
     Ok(store.verify(&reservation, VerifyMode::Full, false, &Progress::default())?.healthy)
 }
 
-fn install(
+/// Installs the image behind a descriptor.
+pub fn install(
     store: &Store,
     image: OwnedFd,
     request: &InstallRequest,

@@ -112,18 +112,26 @@ pub fn steps(target: Device, start: &Media, log: &[Event]) -> Vec<Step> {
             esp = Step::CopyBootImage;
             esp
         }
-        Event::EspSync => esp,
+        // Neither an install nor a deletion tells the boot loader anything.
+        Event::EspSync | Event::Loader { .. } => esp,
     };
     log.iter().map(&mut step_of).collect()
 }
 
 /// The write intent on a state medium; `Err` when neither record is valid.
 pub fn intent(state: &Image) -> Result<Option<Intent>, String> {
+    Ok(read_state(state)?.2.intent)
+}
+
+/// Sequence number of the valid record on a state medium, offset of the next in bytes, and the state; `Err` when
+/// neither record is valid.
+pub fn read_state(state: &Image) -> Result<(u64, u64, State), String> {
     let read = |at: u64| {
         let mut block = vec![0; RECORD];
         state.read(at, &mut block);
         durable::parse(&block)
     };
-    let (record, _) = durable::choose(read(0), read(state.size() / 2)).map_err(|e| format!("{e:?}"))?;
-    Ok(State::parse(&record.payload).map_err(|e| e.to_string())?.intent)
+    let (record, next) = durable::choose(read(0), read(state.size() / 2)).map_err(|e| format!("{e:?}"))?;
+    let at = if next == 0 { 0 } else { state.size() / 2 };
+    Ok((record.sequence, at, State::parse(&record.payload).map_err(|e| e.to_string())?))
 }

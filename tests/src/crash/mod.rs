@@ -4,6 +4,7 @@
 pub mod appliance;
 pub mod faults;
 pub mod law;
+pub mod selection;
 pub mod states;
 
 use std::collections::HashMap;
@@ -139,9 +140,9 @@ struct Recovered {
     outcome: Outcome,
 }
 
-type Check<T> = Result<T, String>;
+pub(crate) type Check<T> = Result<T, String>;
 
-fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Check<()> {
+pub(crate) fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Check<()> {
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
@@ -150,7 +151,7 @@ impl Checker<'_> {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn check(&self, state: &CrashState, twice: bool) {
+    fn check(&self, state: &CrashState<Outcome>, twice: bool) {
         self.note(|report| {
             report.states += 1;
             report.repeated += usize::from(state.repeat);
@@ -171,7 +172,7 @@ impl Checker<'_> {
     }
 
     /// Runs the recovery and looks at what it leaves.
-    fn recover(&self, state: &CrashState) -> Check<Recovered> {
+    fn recover(&self, state: &CrashState<Outcome>) -> Check<Recovered> {
         let recorder = Recorder::new(state.media.clone());
         let store = self.scenario.appliance.store(&recorder);
         let found = outcome(&store).ok_or("slot 2 is not listed")?;
@@ -271,7 +272,7 @@ impl Checker<'_> {
     }
 
     /// A second cut: in the recovery, and in the operation that is done again.
-    fn cut_again(&self, state: &CrashState, recovered: &Recovered, repeated: &[Event]) -> Check<()> {
+    fn cut_again(&self, state: &CrashState<Outcome>, recovered: &Recovered, repeated: &[Event]) -> Check<()> {
         let steady = vec![vec![recovered.outcome.clone()]; recovered.log.len() + 1];
         let in_recovery = after_cuts(&state.media, &recovered.log, &steady, Detail::Once);
         let law = self.scenario.law(recovered.outcome.clone());

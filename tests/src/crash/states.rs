@@ -6,7 +6,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::law::Outcome;
+use slotd::domain::envblk;
+
 use crate::recorder::{Content, Device, Event, Files, Media};
 
 /// Unflushed writes that are lost, or survive, one by one.
@@ -25,23 +26,30 @@ pub enum Detail {
     Once,
 }
 
-/// What a cut leaves.
+/// What a cut leaves. `R` is one thing that may become of it.
 #[derive(Clone, Debug)]
-pub struct CrashState {
+pub struct CrashState<R> {
     /// The content of all media.
     pub media: Media,
-    /// What the slot may turn out to be. Where several cuts leave the same content, what all of them allow.
-    pub right: Vec<Outcome>,
+    /// What may become of it. Where several cuts leave the same content, what all of them allow.
+    pub right: Vec<R>,
     /// How it came about.
     pub origin: String,
     /// Whether the operation is repeated from here.
     pub repeat: bool,
+    /// Whether a file is gone that nobody touched: its directory sector was being written.
+    pub neighbour: bool,
 }
 
 /// The distinct states after each prefix of `log`; `right` says what is right after each.
-pub fn after_cuts(start: &Media, log: &[Event], right: &[Vec<Outcome>], detail: Detail) -> Vec<CrashState> {
+pub fn after_cuts<R: Clone + PartialEq>(
+    start: &Media,
+    log: &[Event],
+    right: &[Vec<R>],
+    detail: Detail,
+) -> Vec<CrashState<R>> {
     let mut states = States { found: Vec::new(), by_digest: HashMap::new(), torn: 0 };
-    let mut window = Window { durable: start.clone(), now: start.clone(), pending: Vec::new() };
+    let mut window = Window::new(start);
     for cut in 0..=log.len() {
         let allowed = right.get(cut).map_or(&[][..], Vec::as_slice);
         let at = match cut.checked_sub(1).and_then(|last| log.get(last)) {
@@ -49,6 +57,11 @@ pub fn after_cuts(start: &Media, log: &[Event], right: &[Vec<Outcome>], detail: 
             Some(event) => {
                 if let Event::Write { device, offset, data } = event {
                     states.tear(&window.now, (*device, *offset, data), allowed, (cut, detail));
+                }
+                if let Event::Loader { block } = event {
+                    // Not written at all is right, too.
+                    let earlier = right.get(cut - 1).map_or(&[][..], Vec::as_slice);
+                    states.tear_loader(&window.now, block, &[earlier, allowed].concat(), cut);
                 }
                 window.push(event);
                 format!("after event {cut} ({event:?})")
@@ -63,14 +76,39 @@ pub fn after_cuts(start: &Media, log: &[Event], right: &[Vec<Outcome>], detail: 
     states.found
 }
 
-struct States {
-    found: Vec<CrashState>,
+/// The distinct states in which, while a file of the ESP is being made or removed, another one in the same directory
+/// sector is lost.
+pub fn lost_neighbours<R: Clone + PartialEq>(
+    start: &Media,
+    log: &[Event],
+    right: &[Vec<R>],
+) -> Vec<CrashState<R>> {
+    let mut states = States { found: Vec::new(), by_digest: HashMap::new(), torn: 0 };
+    let mut window = Window::new(start);
+    for (event, (cut, allowed)) in log.iter().zip((1..).zip(right.iter().skip(1))) {
+        window.push(event);
+        let touched = window.touched();
+        if touched.is_empty() {
+            continue;
+        }
+        for name in window.now.esp.keys().filter(|name| !touched.contains(name)) {
+            let mut media = window.now.clone();
+            media.esp.remove(name);
+            states.add(media, allowed, &format!("after event {cut} ({event:?}): {name} lost with it"), false);
+        }
+    }
+    states.found.iter_mut().for_each(|state| state.neighbour = true);
+    states.found
+}
+
+struct States<R> {
+    found: Vec<CrashState<R>>,
     by_digest: HashMap<[u8; 32], usize>,
     torn: usize,
 }
 
-impl States {
-    fn add(&mut self, media: Media, right: &[Outcome], origin: &str, repeat: bool) {
+impl<R: Clone + PartialEq> States<R> {
+    fn add(&mut self, media: Media, right: &[R], origin: &str, repeat: bool) {
         let index = *self.by_digest.entry(media.digest()).or_insert(self.found.len());
         if let Some(known) = self.found.get_mut(index) {
             if known.right.iter().any(|outcome| !right.contains(outcome)) {
@@ -80,7 +118,7 @@ impl States {
             known.repeat |= repeat;
         } else {
             let (right, origin) = (right.to_vec(), origin.into());
-            self.found.push(CrashState { media, right, origin, repeat });
+            self.found.push(CrashState { media, right, origin, repeat, neighbour: false });
         }
     }
 
@@ -89,7 +127,7 @@ impl States {
         &mut self,
         before: &Media,
         (device, offset, data): (Device, u64, &Arc<[u8]>),
-        right: &[Outcome],
+        right: &[R],
         (cut, detail): (usize, Detail),
     ) {
         let len = data.len();
@@ -119,6 +157,15 @@ impl States {
             true,
         );
     }
+
+    /// The environment block is two sectors, either of which may be written without the other.
+    fn tear_loader(&mut self, before: &Media, block: &[u8; envblk::SIZE], right: &[R], cut: usize) {
+        for (range, what) in [(0..512, "the first sector"), (512..envblk::SIZE, "all but the first sector")] {
+            let mut torn = before.clone();
+            torn.loader[range.clone()].copy_from_slice(&block[range]);
+            self.add(torn, right, &format!("event {cut} torn: {what} of the environment block"), true);
+        }
+    }
 }
 
 /// What is durable, and what happened since.
@@ -129,6 +176,10 @@ struct Window {
 }
 
 impl Window {
+    fn new(start: &Media) -> Self {
+        Self { durable: start.clone(), now: start.clone(), pending: Vec::new() }
+    }
+
     fn push(&mut self, event: &Event) {
         self.now.apply(event);
         match event {
@@ -140,8 +191,21 @@ impl Window {
                 self.durable.esp.clone_from(&self.now.esp);
                 self.pending.retain(|e| matches!(e, Event::Write { .. }));
             }
+            Event::Loader { block } => self.durable.loader = **block,
             _ => self.pending.push(event.clone()),
         }
+    }
+
+    /// Files of the ESP that were touched since the last sync.
+    fn touched(&self) -> BTreeSet<&String> {
+        let touched = self.pending.iter().filter_map(|event| match event {
+            Event::EspCreate { name }
+            | Event::EspWrite { name, .. }
+            | Event::EspSyncFile { name }
+            | Event::EspRemove { name } => Some(name),
+            _ => None,
+        });
+        touched.collect()
     }
 
     fn variants(&self) -> Vec<(Media, String)> {
@@ -175,19 +239,11 @@ impl Window {
 
     /// The ESP with each file that was touched since the last sync in each of its possible conditions.
     fn esp_variants(&self) -> Vec<(Files, String)> {
-        let touched: BTreeSet<&String> = self
-            .pending
-            .iter()
-            .filter_map(|event| match event {
-                Event::EspCreate { name }
-                | Event::EspWrite { name, .. }
-                | Event::EspSyncFile { name }
-                | Event::EspRemove { name } => Some(name),
-                _ => None,
-            })
-            .collect();
         let mut variants = Vec::new();
-        for name in touched {
+        if !self.touched().is_empty() {
+            variants.push((self.durable.esp.clone(), "every file old".into()));
+        }
+        for name in self.touched() {
             let (old, new) = (self.durable.esp.get(name), self.now.esp.get(name));
             let mut contents = vec![("absent", None), ("old", old.cloned())];
             for content in [old, new].into_iter().flatten() {
