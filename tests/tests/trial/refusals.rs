@@ -99,13 +99,12 @@ async fn nothing_is_installed_or_selected_over_a_firmware_that_is_not_confirmed(
     let states: [(&str, Selection); 2] =
         [("trial", (2, 1, 1, true, false, 1)), ("hand", (2, 1, 1, false, false, 1))];
     for (how, selection) in states {
-        let report = match how {
-            "trial" => appliance.reboot().unwrap(),
-            _ => {
-                // The default ends the trial first.
-                assert_eq!(appliance.reboot().unwrap().running(), Some(1));
-                appliance.restart_with(&pick("sps-slot-2")).unwrap()
-            }
+        let report = if how == "trial" {
+            appliance.reboot().unwrap()
+        } else {
+            // The default ends the trial first.
+            assert_eq!(appliance.reboot().unwrap().running(), Some(1));
+            appliance.restart_with(&pick("sps-slot-2")).unwrap()
         };
         assert_eq!(report.running(), Some(2));
         assert_eq!(client.selection().await, selection, "{how}");
