@@ -90,6 +90,7 @@ pub struct Fragment {
     upgrade_check: Option<PathBuf>,
     check_runner: Option<CheckRunner>,
     recycle_fallback: Option<bool>,
+    require_message: Option<bool>,
     stall_timeout_s: Option<u64>,
     loader: Option<LoaderFragment>,
     slot: Option<Vec<SlotFragment>>,
@@ -126,6 +127,7 @@ pub struct Inputs {
     upgrade_check: Input<PathBuf>,
     check_runner: Input<CheckRunner>,
     recycle_fallback: Input<bool>,
+    require_message: Input<bool>,
     stall_timeout_s: Input<u64>,
     loader: Input<LoaderFragment>,
     slot: Input<Vec<SlotFragment>>,
@@ -154,6 +156,8 @@ pub struct Settings {
     pub check_runner: Option<CheckRunner>,
     /// An install without an empty slot may overwrite the fallback; unset: with exactly two slots.
     pub recycle_fallback: Option<bool>,
+    /// Nothing is selected without a message that says why.
+    pub require_message: bool,
     /// No byte from a pipe or socket for this long ends an install.
     pub stall_timeout: Duration,
     /// The boot loader; `None`: nothing can be selected.
@@ -213,8 +217,8 @@ impl Inputs {
             }
         }
         let Fragment { compatible, hardware, keyring, state, esp, data, configuration, .. } = fragment;
-        let Fragment { upgrade_check, check_runner, recycle_fallback, stall_timeout_s, loader, slot, .. } =
-            fragment;
+        let Fragment { upgrade_check, check_runner, recycle_fallback, require_message, .. } = fragment;
+        let Fragment { stall_timeout_s, loader, slot, .. } = fragment;
         lay(&mut self.compatible, file, compatible);
         lay(&mut self.hardware, file, hardware);
         lay(&mut self.keyring, file, keyring);
@@ -225,6 +229,7 @@ impl Inputs {
         lay(&mut self.upgrade_check, file, upgrade_check);
         lay(&mut self.check_runner, file, check_runner);
         lay(&mut self.recycle_fallback, file, recycle_fallback);
+        lay(&mut self.require_message, file, require_message);
         lay(&mut self.stall_timeout_s, file, stall_timeout_s);
         lay(&mut self.loader, file, loader);
         lay(&mut self.slot, file, slot);
@@ -246,6 +251,7 @@ impl Inputs {
             upgrade_check: absolute("upgrade_check", self.upgrade_check.unwrap_or(upgrade_check))?,
             check_runner: self.check_runner.map(|(_, runner)| runner),
             recycle_fallback: self.recycle_fallback.map(|(_, allowed)| allowed),
+            require_message: self.require_message.is_some_and(|(_, required)| required),
             stall_timeout: stall_timeout(stall)?,
             loader: self.loader.map(loader).transpose()?,
             slots: slots(required("slot", self.slot, "one [[slot]] for each firmware slot")?)?,
@@ -446,10 +452,11 @@ mod tests {
             let expected = LoaderSettings::Grub { environment: environment.into() };
             assert_eq!(settings(&[SHIPPED, text]).unwrap().loader, Some(expected));
         }
-        let more = "recycle_fallback = false\ncheck_runner = \"bubblewrap\"\nupgrade_check = \"/opt/check\"\n\
+        let more = "recycle_fallback = false\nrequire_message = true\ncheck_runner = \"bubblewrap\"\nupgrade_check = \"/opt/check\"\n\
                     data = \"/data\"\nconfiguration = \"/data/config\"\n";
         let more = settings(&[SHIPPED, more]).unwrap();
         assert_eq!((more.recycle_fallback, more.check_runner), (Some(false), Some(CheckRunner::Bubblewrap)));
+        assert!(more.require_message);
         assert_eq!(more.upgrade_check, Path::new("/opt/check"));
         assert_eq!(more.data.as_deref(), Some(Path::new("/data")));
         assert_eq!(more.configuration.as_deref(), Some(Path::new("/data/config")));

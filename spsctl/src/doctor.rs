@@ -195,7 +195,9 @@ fn last_upgrade(summary: &Summary) -> Check {
         None => ok(name, "there was none"),
         Some(last) if last.outcome == "failed" => {
             let slot = last.slot.map_or_else(|| "N".to_owned(), |slot| slot.to_string());
-            let next = format!("remove the cause, then spsctl upgrade {slot} --again");
+            let next = format!(
+                "look at journalctl -b -1 (docs/troubleshooting.md), remove the cause, then spsctl upgrade {slot} --again"
+            );
             warn(name, upgrade(last, Style::PLAIN), next)
         }
         Some(last) => ok(name, upgrade(last, Style::PLAIN)),

@@ -177,3 +177,31 @@ fn completion_needs_no_bus() {
     let script = document["completion"]["script"].as_str().unwrap();
     Command::new("bash").args(["-n"]).write_stdin(script).assert().code(0);
 }
+
+// rows: J10 J12
+#[test]
+fn a_slot_must_be_named_and_nothing_else_is_guessed() {
+    for verb in ["test", "upgrade", "activate", "deactivate", "verify", "delete", "notes"] {
+        let output = spsctl(&[verb]).assert().code(2).get_output().clone();
+        let text = out(&output.stderr);
+        assert!(
+            text.contains("required arguments were not provided") && text.contains("<SLOT>"),
+            "{verb}: {text}"
+        );
+        let output = spsctl(&[verb, "0x1"]).assert().code(2).get_output().clone();
+        assert!(out(&output.stderr).contains("<SLOT>"), "{verb}");
+    }
+}
+
+// rows: A14
+#[test]
+fn the_way_without_the_web_interface_and_the_help_for_a_bad_day_are_named() {
+    let help = out(&spsctl(&["upgrade", "--help"]).assert().code(0).get_output().stdout);
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("works over SSH too, without the web interface"), "{help}");
+    assert!(help.contains("docs/troubleshooting.md"), "{help}");
+    let page = include_str!("../../docs/troubleshooting.md");
+    for word in ["spsctl doctor", "journalctl -b -1", "spsctl revert", "spsctl upgrade N --again"] {
+        assert!(page.contains(word), "{word} is not in docs/troubleshooting.md");
+    }
+}

@@ -64,6 +64,8 @@ pub struct Layout {
     pub loader: bool,
     /// `recycle_fallback` in `slotd.toml`, where something is said.
     pub recycle_fallback: Option<bool>,
+    /// `require_message` in `slotd.toml`.
+    pub require_message: bool,
     /// Kernel command line that slotd is shown.
     pub cmdline: String,
     /// More environment for slotd, `WATCHDOG_USEC` for example.
@@ -90,6 +92,7 @@ impl Default for Layout {
             installed_state: true,
             loader: false,
             recycle_fallback: None,
+            require_message: false,
             cmdline: "quiet".to_owned(),
             environment: Vec::new(),
             parent: None,
@@ -367,6 +370,9 @@ fn configuration(dir: &Path, layout: &Layout) -> anyhow::Result<String> {
         writeln!(text, "{key} = '{value}'")?;
     }
     writeln!(text, "stall_timeout_s = {}", layout.stall_timeout_s)?;
+    if layout.require_message {
+        writeln!(text, "require_message = true")?;
+    }
     if let Some(allowed) = layout.recycle_fallback {
         writeln!(text, "recycle_fallback = {allowed}")?;
     }

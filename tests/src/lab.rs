@@ -68,6 +68,7 @@ impl Lab {
             state: Ok(medium(&self.root.join("state.img"))?),
             loader: None,
             recycle_fallback: Some(false),
+            require_message: false,
             surroundings: Arc::new(slotd::store::Nowhere),
             read_back: true,
             environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },

@@ -38,7 +38,7 @@ pub fn build_slotboot(cargo: &Path, release: bool, directory: &Path) -> anyhow::
 
 fn executable(messages: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).last()
+    messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).next_back()
 }
 
 /// What keeps a program from being started without anything else: its interpreter or dynamic section, as `readelf`

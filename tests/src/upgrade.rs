@@ -15,7 +15,7 @@ use crate::client::{Client, Refusal, Shown};
 /// Options of a call.
 pub type Options<'a> = &'a [(&'a str, Variant<'static>)];
 
-fn map<'a>(options: Options<'a>) -> HashMap<&'a str, Variant<'static>> {
+fn map(options: Options<'_>) -> HashMap<&str, Variant<'static>> {
     options.iter().map(|(name, value)| (*name, value.try_clone().unwrap())).collect()
 }
 

@@ -66,6 +66,8 @@ pub struct Assembly {
     /// Whether the fallback of a confirmed firmware may be overwritten when no slot is empty; with exactly two slots
     /// where nothing is said.
     pub recycle_fallback: Option<bool>,
+    /// Whether nothing is selected without a message.
+    pub require_message: bool,
     /// What a test asks beyond the slots.
     pub surroundings: Arc<dyn Surroundings>,
     /// Read back what was written. Only a benchmark says no.
@@ -99,6 +101,7 @@ impl Assembly {
             state: open(&settings.state),
             loader: settings.loader.as_ref().map(|loader| Ok(open_loader(loader, &settings.esp))),
             recycle_fallback: settings.recycle_fallback,
+            require_message: settings.require_message,
             surroundings: Arc::new(Host::new(settings)),
             read_back: true,
             environment,
@@ -168,6 +171,7 @@ impl Store {
             loader_found: RwLock::new(LoaderFound::None),
             selecting: Mutex::new(()),
             recycle_fallback,
+            require_message: parts.require_message,
             surroundings: parts.surroundings,
             tests: Mutex::default(),
             recovery: RwLock::default(),

@@ -87,6 +87,8 @@ pub struct Store {
     selecting: Mutex<()>,
     /// Whether the fallback of a confirmed firmware may be overwritten when no slot is empty.
     recycle_fallback: bool,
+    /// Whether nothing is selected without a message.
+    require_message: bool,
     surroundings: Arc<dyn Surroundings>,
     /// Tests that passed not long ago.
     tests: Mutex<Vec<Passed>>,

@@ -69,6 +69,10 @@ impl Store {
 
     /// Selects a firmware for one start. It must have passed a test.
     pub fn activate(&self, slot: SlotId, message: &str, who: &str) -> Result<(), Failure> {
+        if self.require_message && message.trim().is_empty() {
+            let message = "argument message: this appliance wants to know why (require_message in slotd.toml); give a message";
+            return Err(Failure::new(ErrorKind::InvalidArgument, message));
+        }
         let _reservation = self.hold(slot, None)?;
         let decided = self.decide(&Event::Activate { slot, order: self.order(message, who) })?;
         self.require_test(slot)?;

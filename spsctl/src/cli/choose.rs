@@ -35,7 +35,10 @@ comes back to the firmware that runs now.
 
 Examples:
   spsctl upgrade 2 --message \"ticket 4711\"
-  spsctl upgrade 2 --reboot")]
+  spsctl upgrade 2 --reboot
+
+This works over SSH too, without the web interface. When an upgrade did not happen: spsctl doctor, and \
+docs/troubleshooting.md.")]
 pub struct UpgradeArgs {
     /// Number of the slot
     #[arg(value_name = "SLOT", value_parser = firmware_slot)]

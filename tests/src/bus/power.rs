@@ -13,7 +13,7 @@ use sps_base::dbus::{SLOTS1_NAME, SLOTS1_PATH};
 use sps_base::durable::{self, RECORD};
 
 use super::{Appliance, Layout, STATE_SIZE};
-use crate::loader::environment::{self, Loss};
+use crate::loader::environment;
 use crate::loader::{Mishaps, Outcome, Report};
 
 impl Appliance {
@@ -137,12 +137,12 @@ impl Appliance {
 
 /// The options of the simulated loader.
 fn words(mishaps: &Mishaps) -> Vec<String> {
-    fn value(value: impl ValueEnum) -> String {
+    fn value(value: &impl ValueEnum) -> String {
         value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
     let Mishaps { cut, lose, pick, locked } = mishaps;
     let options =
-        [("--cut", cut.map(value)), ("--lose", lose.map(|lose: Loss| value(lose))), ("--pick", pick.clone())];
+        [("--cut", cut.as_ref().map(value)), ("--lose", lose.as_ref().map(value)), ("--pick", pick.clone())];
     let given = options.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])).flatten();
     given.chain(locked.then(|| "--locked".to_owned())).collect()
 }

@@ -199,6 +199,7 @@ pub fn assembly(keyring: &KeyringFiles, recorder: &Recorder, slots: usize, cmdli
         state: Ok(recorder.medium(Device::State)),
         loader: None,
         recycle_fallback: Some(false),
+        require_message: false,
         surroundings: Arc::new(slotd::store::Nowhere),
         read_back: true,
         environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },

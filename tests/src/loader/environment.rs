@@ -65,7 +65,8 @@ pub fn lose(block: &Path, loss: Loss) -> anyhow::Result<()> {
         Loss::Zeros => Ok(fs::write(block, [0; SIZE])?),
         // Not text of any kind, and the same in every run.
         Loss::Garbage => {
-            Ok(fs::write(block, (0..SIZE).map(|at| (at * 151 % 251) as u8).collect::<Vec<_>>())?)
+            let bytes = (0..=u8::MAX).map(|byte| byte.wrapping_mul(151)).cycle();
+            Ok(fs::write(block, bytes.take(SIZE).collect::<Vec<_>>())?)
         }
         Loss::Settings => [DEFAULT, ONE_SHOT].iter().try_for_each(|name| edit(block, &["unset", name])),
     }

@@ -97,7 +97,7 @@ mod tests {
     fn a_stock_tool_reads_the_command_line() {
         let dir = tempfile::tempdir().unwrap();
         let (image, section) = (dir.path().join("boot.efi"), dir.path().join("cmdline"));
-        std::fs::write(&image, render(LINE, &[7; 70_000]).unwrap()).unwrap();
+        std::fs::write(&image, render(LINE, &vec![7; 70_000]).unwrap()).unwrap();
         let output = Command::new("objcopy")
             .arg("--dump-section")
             .arg(format!(".cmdline={}", section.display()))
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_cut_or_foreign_image_does_not_start() {
-        let image = render(LINE, &[7; 70_000]).unwrap();
+        let image = render(LINE, &vec![7; 70_000]).unwrap();
         assert_eq!(parse(&image).unwrap(), LINE);
         for length in [0, 1, 100, 400, 600, image.len() - 1] {
             assert!(parse(&image[..length]).is_err(), "{length}");

@@ -170,12 +170,13 @@ pub fn start(machine: &Machine, mishaps: &Mishaps) -> anyhow::Result<(Report, St
         match step {
             Step::Again => {}
             Step::Emergency(_) if emergencies + 1 < EMERGENCY_LIMIT => emergencies += 1,
-            Step::Emergency(why) => return machine.recover(report, &why),
-            Step::End(Outcome::Recovery, why) => return machine.recover(report, &why),
+            Step::Emergency(why) | Step::End(Outcome::Recovery, why) => {
+                return Ok(machine.recover(report, why));
+            }
             Step::End(outcome, reason) => return Ok((Report { outcome, reason, ..report }, cmdline)),
         }
     }
-    machine.recover(report, "it was started again and again")
+    Ok(machine.recover(report, "it was started again and again".to_owned()))
 }
 
 /// GRUB's script: what is started once, which it clears; else the default; else its menu's first entry.
@@ -226,7 +227,7 @@ impl Machine {
         let Some(root_hash) = word(&cmdline, "roothash=") else {
             return Ok((Step::End(Outcome::Recovery, String::new()), cmdline));
         };
-        start.root_hash = root_hash.to_owned();
+        root_hash.clone_into(&mut start.root_hash);
         fs::write(self.cmdline(), &cmdline)?;
         if mishaps.cut == Some(Cut::BeforeSlotboot) {
             return Ok((Step::End(Outcome::PowerCut, "before slotboot".to_owned()), cmdline));
@@ -284,15 +285,15 @@ impl Machine {
     }
 
     /// The firmware's second boot entry: the recovery image.
-    fn recover(&self, mut report: Report, why: &str) -> anyhow::Result<(Report, String)> {
-        why.clone_into(&mut report.reason);
-        match self.load(RECOVERY) {
-            Ok(cmdline) => Ok((Report { outcome: Outcome::Recovery, ..report }, cmdline)),
+    fn recover(&self, report: Report, why: String) -> (Report, String) {
+        let (outcome, reason, cmdline) = match self.load(RECOVERY) {
+            Ok(cmdline) => (Outcome::Recovery, why, cmdline),
             Err(also) => {
-                report.reason = format!("{why}; {RECOVERY} did not start: {also:#}");
-                Ok((Report { outcome: Outcome::Nothing, ..report }, String::new()))
+                let reason = format!("{why}; {RECOVERY} did not start: {also:#}");
+                (Outcome::Nothing, reason, String::new())
             }
-        }
+        };
+        (Report { outcome, reason, ..report }, cmdline)
     }
 
     /// Command line of an entry's boot image.

@@ -17,7 +17,7 @@ fn boots(appliance: &Appliance, slot: u32) -> u32 {
 }
 
 /// Starts the default three times without a word from it; the next start is another's.
-async fn default_dies(appliance: &mut Appliance) {
+fn default_dies(appliance: &mut Appliance) {
     for count in 1..=3 {
         let report = appliance.restart().unwrap();
         assert_eq!((report.running(), report.entries()), (Some(1), vec!["sps-slot-1"]));
@@ -33,7 +33,7 @@ async fn default_dies(appliance: &mut Appliance) {
 #[tokio::test]
 async fn a_default_that_never_says_it_is_well_gives_way_to_the_other_firmware() {
     let (mut appliance, client) = with_both().await;
-    default_dies(&mut appliance).await;
+    default_dies(&mut appliance);
     assert_eq!(client.selection().await, (2, 1, 1, true, false, 1));
     let last = client.last_upgrade().await;
     assert_eq!((last.text("outcome"), last.text("kind")), ("trial".into(), "fallback".into()));
@@ -58,7 +58,7 @@ async fn a_sign_of_health_sets_the_count_back() {
 #[tokio::test]
 async fn when_neither_firmware_is_well_recovery_starts_and_stays() {
     let (mut appliance, client) = with_both().await;
-    default_dies(&mut appliance).await;
+    default_dies(&mut appliance);
     for _ in 0..2 {
         let report = appliance.restart().unwrap();
         assert_eq!(report.entries(), ["sps-slot-1", "sps-recovery"], "{report:?}");

@@ -53,6 +53,22 @@ async fn activating_takes_a_message_that_may_be_empty_and_not_too_long() {
     assert_eq!(client.last_upgrade().await.text("message"), "");
 }
 
+// rows: J13 J18
+#[tokio::test]
+async fn where_a_message_is_required_none_is_selected_without() {
+    let layout = Layout { require_message: true, ..layout() };
+    let (_appliance, client) = with(layout, &firmware("8.0.1")).await;
+    install(&client, &firmware("8.0.2"), 2).await;
+    assert_eq!(client.tested(2, &[]).await.text("State"), "done");
+    for message in ["", "  "] {
+        let refusal = client.activate(2, message).await.unwrap_err();
+        assert_eq!(refusal.name, "InvalidArgument", "{}", refusal.message);
+        assert!(refusal.message.contains("argument message"), "{}", refusal.message);
+    }
+    client.activate(2, "ticket 4711").await.unwrap();
+    assert_eq!(client.last_upgrade().await.text("message"), "ticket 4711");
+}
+
 #[tokio::test]
 async fn the_running_firmware_may_be_tested_and_not_selected() {
     let (_appliance, client) = with_both().await;
@@ -99,13 +115,12 @@ async fn nothing_is_installed_or_selected_over_a_firmware_that_is_not_confirmed(
     let states: [(&str, Selection); 2] =
         [("trial", (2, 1, 1, true, false, 1)), ("hand", (2, 1, 1, false, false, 1))];
     for (how, selection) in states {
-        let report = match how {
-            "trial" => appliance.reboot().unwrap(),
-            _ => {
-                // The default ends the trial first.
-                assert_eq!(appliance.reboot().unwrap().running(), Some(1));
-                appliance.restart_with(&pick("sps-slot-2")).unwrap()
-            }
+        let report = if how == "trial" {
+            appliance.reboot().unwrap()
+        } else {
+            // The default ends the trial first.
+            assert_eq!(appliance.reboot().unwrap().running(), Some(1));
+            appliance.restart_with(&pick("sps-slot-2")).unwrap()
         };
         assert_eq!(report.running(), Some(2));
         assert_eq!(client.selection().await, selection, "{how}");

@@ -1,6 +1,7 @@
 //! The way forward, and every way in which a trial comes back by itself.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use system_tests::bus::{Appliance, Layout};
 use system_tests::loader::{Cut, Mishaps, Outcome};
@@ -310,4 +311,55 @@ async fn a_test_is_good_for_fifteen_minutes() {
     let late = client.activate(2, "").await.unwrap_err();
     assert_eq!(late.name, "TestRequired");
     assert!(late.message.contains("in the last 15 minutes"), "{}", late.message);
+}
+
+/// Without the right to write what its mode forbids, for slotd and for everything that the loader starts.
+const OBEDIENT: &[&str] = &["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
+
+#[tokio::test]
+async fn settings_that_cannot_be_written_stop_no_start_and_nothing_is_called_confirmed() {
+    let (mut appliance, client) = with(Layout { launcher: OBEDIENT, ..layout() }, &firmware("8.0.1")).await;
+    install(&client, &firmware("8.0.2"), 2).await;
+    select(&client, 2).await;
+    let block = appliance.path("grubenv");
+    fs::set_permissions(&block, fs::Permissions::from_mode(0o444)).unwrap();
+    let refused = client.deactivate(2).await.unwrap_err();
+    assert!(refused.name == "Device" && refused.message.contains("grubenv"), "{refused:?}");
+    assert_eq!(client.selection().await, (1, 1, 2, false, true, 0));
+
+    for start in 1..=6 {
+        let report = appliance.restart_with(&locked()).unwrap();
+        assert_eq!((report.running(), report.entries()), (Some(2), vec!["sps-slot-2"]), "{start}");
+        assert_eq!(client.manager().await.get::<u32>("Default"), 1);
+        assert!(!client.manager().await.get::<bool>("Confirmed"), "{start}");
+        assert_eq!(appliance.grubenv("next_entry").unwrap(), "sps-slot-2");
+    }
+    assert_eq!(client.outcome().await.0, "failed");
+    assert!(client.warnings().await.contains("not the default and no trial"), "{}", client.warnings().await);
+    // As soon as the loader obeys again, so does everything else.
+    fs::set_permissions(&block, fs::Permissions::from_mode(0o644)).unwrap();
+    let report = appliance.reboot().unwrap();
+    assert_eq!((report.running(), report.entries()), (Some(1), vec!["sps-slot-2", "sps-slot-1"]));
+    assert_eq!(client.selection().await, (1, 1, 1, false, true, 2));
+}
+
+#[tokio::test]
+async fn a_confirmation_whose_default_cannot_be_written_is_completed_later() {
+    let (mut appliance, client) = with(Layout { launcher: OBEDIENT, ..layout() }, &firmware("8.0.1")).await;
+    install(&client, &firmware("8.0.2"), 2).await;
+    select(&client, 2).await;
+    assert_eq!(appliance.reboot().unwrap().running(), Some(2));
+    let block = appliance.path("grubenv");
+    fs::set_permissions(&block, fs::Permissions::from_mode(0o444)).unwrap();
+    let refused = client.confirm().await.unwrap_err();
+    assert!(refused.name == "Device" && refused.message.contains("grubenv"), "{refused:?}");
+    assert_eq!(client.manager().await.get::<u32>("Default"), 1);
+    assert!(!client.manager().await.get::<bool>("Confirmed"));
+    fs::set_permissions(&block, fs::Permissions::from_mode(0o644)).unwrap();
+    // Its checks had passed, so it becomes the default whichever firmware runs next.
+    assert_eq!(appliance.restart().unwrap().running(), Some(1));
+    assert_eq!(client.manager().await.get::<u32>("Default"), 2);
+    assert_eq!(client.outcome().await.0, "confirmed");
+    assert_eq!(appliance.reboot().unwrap().running(), Some(2));
+    assert_eq!(client.selection().await, (2, 2, 2, false, true, 1));
 }
