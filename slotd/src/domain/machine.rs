@@ -467,7 +467,11 @@ impl Machine {
             }
             Some(pending) if !self.is_there(pending.slot, pending.root_hash) => {
                 effects.push(Effect::SetOneShot(None));
-                effects.push(Self::failed("its slot was damaged before it was started", false, at));
+                effects.push(Self::failed(
+                    "its slot is damaged, or its signature is not accepted",
+                    false,
+                    at,
+                ));
             }
             Some(pending) if one_shot != Some(&Entry::Slot(pending.slot)) => {
                 let ran = self.boots(pending.slot) > 0;

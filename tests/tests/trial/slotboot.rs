@@ -106,7 +106,7 @@ async fn a_root_hash_of_no_slot_ends_the_start_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn starts_are_counted_and_the_one_after_the_third_is_anothers() {
+async fn starts_are_counted_and_the_fourth_goes_elsewhere() {
     let (mut appliance, _client) = with_both().await;
     let initrd = Initrd::of(&mut appliance, 1);
     let medium = initrd.appliance.path("slot-1");

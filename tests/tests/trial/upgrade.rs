@@ -363,3 +363,24 @@ async fn a_confirmation_whose_default_cannot_be_written_is_completed_later() {
     assert_eq!(appliance.reboot().unwrap().running(), Some(2));
     assert_eq!(client.selection().await, (2, 2, 2, false, true, 1));
 }
+
+#[tokio::test]
+async fn a_trial_without_keys_cannot_be_confirmed_and_ends_at_the_next_start() {
+    let (mut appliance, client) = selected().await;
+    let config = appliance.path("slotd.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let keyring = text.lines().find(|line| line.starts_with("keyring")).unwrap();
+    let nowhere = format!("keyring = '{}'", appliance.path("nowhere").display());
+    fs::write(&config, text.replace(keyring, &nowhere)).unwrap();
+    let report = appliance.reboot().unwrap();
+    assert_eq!((report.running(), report.starts[0].trial), (Some(2), false));
+    assert_eq!(client.selection().await, (0, 1, 1, false, false, 0));
+    let (outcome, reason) = client.outcome().await;
+    assert!(outcome == "failed" && reason.contains("signature is not accepted"), "{outcome}: {reason}");
+    assert!(client.warnings().await.contains("nothing can be trusted"), "{}", client.warnings().await);
+    assert_eq!(client.confirm().await.unwrap_err().name, "InvalidArgument");
+    fs::write(&config, &text).unwrap();
+    assert_eq!(appliance.reboot().unwrap().running(), Some(1));
+    assert_eq!(client.selection().await, (1, 1, 1, false, true, 2));
+    assert_eq!(client.outcome().await, (outcome, reason));
+}
