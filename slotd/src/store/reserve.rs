@@ -166,12 +166,10 @@ impl Store {
             views.iter().find(|v| word.contains(&v.state) && self.may_change(v)).map(|v| v.id)
         };
         let found = free(&[SlotWord::Empty]).or_else(|| free(&[SlotWord::Writing]));
-        let machine = self.machine();
-        let recycles = self.recycle_fallback && machine.confirmed() && machine.loader != LoaderFound::None;
-        let found = if request.replace || recycles {
+        let found = if request.replace {
             found.or_else(|| free(&[SlotWord::Bad, SlotWord::Verified]))
         } else {
-            found
+            found.or_else(|| self.recyclable(&views))
         };
         found.ok_or_else(|| {
             let deletable: Vec<String> = views
@@ -185,6 +183,17 @@ impl Store {
             let message = format!("no empty slot; may be deleted or replaced: {what}");
             Failure::new(ErrorKind::NoEmptySlot, message)
         })
+    }
+
+    /// What a full appliance may do without: first what is no use to anybody, then the fallback of a confirmed firmware.
+    fn recyclable(&self, views: &[SlotView]) -> Option<SlotId> {
+        let machine = self.machine();
+        if !self.recycle_fallback || machine.loader == LoaderFound::None || !machine.confirmed() {
+            return None;
+        }
+        let useless = |view: &&SlotView| view.state == SlotWord::Bad || machine.has_failed(view.id);
+        let useless = views.iter().filter(|view| self.may_change(view)).find(useless).map(|view| view.id);
+        useless.or_else(|| machine.fallback().filter(|slot| self.refuse_in_use(*slot).is_ok()))
     }
 
     fn may_change(&self, view: &SlotView) -> bool {

@@ -59,7 +59,8 @@ async fn where_a_message_is_required_none_is_selected_without() {
     let layout = Layout { require_message: true, ..layout() };
     let (_appliance, client) = with(layout, &firmware("8.0.1")).await;
     install(&client, &firmware("8.0.2"), 2).await;
-    assert_eq!(client.tested(2, &[]).await.text("State"), "done");
+    let test = client.tested(2, &[]).await;
+    assert_eq!(test.text("State"), "done", "{test:?}");
     for message in ["", "  "] {
         let refusal = client.activate(2, message).await.unwrap_err();
         assert_eq!(refusal.name, "InvalidArgument", "{}", refusal.message);
@@ -179,9 +180,12 @@ async fn with_three_slots_nothing_is_recycled_unless_the_configuration_says_so()
     let (_appliance, client) = with(three, &firmware("8.0.1")).await;
     install(&client, &firmware("8.0.2"), 2).await;
     install(&client, &firmware("8.0.3"), 3).await;
+    assert_eq!(client.selection().await.5, 3, "the fallback");
     let job = client.install_file(&firmware("8.0.4").iso, &[]).await;
     assert_eq!(job.ended(), ("done".to_owned(), String::new()), "{:?}", job.error());
-    assert_eq!(client.slot(1).await.text("Version"), "8.0.1");
+    for (slot, version) in [(1, "8.0.1"), (2, "8.0.2"), (3, "8.0.4")] {
+        assert_eq!(client.slot(slot).await.text("Version"), version);
+    }
 }
 
 // rows: A3

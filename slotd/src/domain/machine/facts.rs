@@ -86,6 +86,11 @@ impl Machine {
             .or_else(|| self.newest(|slot, firmware| self.is_candidate(slot, firmware)))
     }
 
+    /// Whether the last trial of the firmware in a slot has failed.
+    pub fn has_failed(&self, slot: SlotId) -> bool {
+        self.firmware(slot).is_some_and(|firmware| self.refused(firmware.root_hash))
+    }
+
     /// Whether it may be gone back to, though nobody knows that it ever ran well.
     pub(super) fn is_candidate(&self, slot: SlotId, firmware: &Firmware) -> bool {
         !self.runs(slot) && !self.selected(slot) && !self.refused(firmware.root_hash)
