@@ -49,18 +49,24 @@ fn a_trial_survives_every_cut() {
 #[test]
 fn a_confirmation_survives_every_cut() {
     let steps = [WriteConfirming, SetDefault, WriteConfirmed, RefreshRecovery];
-    passes(&GROUND.confirmation().unwrap(), &steps, 7);
+    passes(&GROUND.confirmation().unwrap(), &steps, 9);
     passes(&GROUND.confirmation_of_a_revert().unwrap(), &steps[..3], 1);
 }
 
 #[test]
 fn a_fallback_survives_every_cut() {
     passes(&GROUND.fallback().unwrap(), &[WritePending, SetOneShot], 1);
+    let forward = GROUND.roll_forward().unwrap();
+    // The default is set again, which changes nothing.
+    let steps = [ClearOneShot, WriteConfirmed, CountBoot, RefreshRecovery, ResetBoots];
+    passes(&forward, &steps, 20);
+    passes(&GROUND.roll_forward_from_the_old().unwrap(), &[SetDefault, WriteConfirmed], 7);
 }
 
 #[test]
 fn a_state_reset_survives_every_cut() {
     passes(&GROUND.reset().unwrap(), &[], 1);
+    passes(&GROUND.reset_while_selected().unwrap(), &[ClearOneShot], 1);
 }
 
 /// A checker that finds nothing proves nothing: each of these must be found.

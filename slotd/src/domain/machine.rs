@@ -515,6 +515,9 @@ impl Machine {
         if count < limit {
             return vec![Effect::Write(Change::CountBoot(slot))];
         }
+        if let Some(decided) = self.roll_forward(slot, at) {
+            return decided;
+        }
         // First nothing is started once: a loader that could not forget it would start what is not pending any more.
         let left = self.selection().is_some_and(|selection| selection.one_shot.is_some());
         let mut effects: Vec<Effect> = left.then_some(Effect::SetOneShot(None)).into_iter().collect();
@@ -531,6 +534,21 @@ impl Machine {
         effects.extend(self.elsewhere(slot, given_up, at));
         effects.push(Effect::StartAgain);
         effects
+    }
+
+    /// At the limit, a firmware that was found healthy is the default all the same; it gets the starts of one.
+    fn roll_forward(&self, running: SlotId, at: u64) -> Option<Vec<Effect>> {
+        let pending = self.pending().filter(|pending| pending.confirming)?;
+        let firmware = self.firmware(pending.slot).filter(|found| found.root_hash == pending.root_hash)?;
+        let mut effects = Self::settle_confirmed(pending.slot, firmware, at);
+        // Not in the initrd: slotd does it when it starts.
+        effects.retain(|effect| !matches!(effect, Effect::RefreshRecovery(_)));
+        effects.push(if pending.slot == running {
+            Effect::Write(Change::CountBoot(running))
+        } else {
+            Effect::StartAgain
+        });
+        Some(effects)
     }
 
     /// Where to go when the firmware in `slot` does not start well.

@@ -167,11 +167,13 @@ impl Store {
 
     /// Writes a fresh state. The epoch floor becomes that of the running firmware or, when none runs, the highest
     /// among the verified slots; the time floor likewise. An install that was cut is forgotten: its slot is empty. A
-    /// running firmware that is the loader's default counts as confirmed: that is what the operator says.
+    /// running firmware that is the loader's default counts as confirmed: that is what the operator says. Nothing is
+    /// selected any more.
     pub fn reset_state(&self, _reason: &str) -> Result<(), Failure> {
         let _writer = self.lock_writer()?;
         let (epoch_floor, time_floor) = self.floors();
         let confirmed = self.confirmed_by_operator();
+        self.forget_selection();
         self.state.reset(State { epoch_floor, time_floor, confirmed, ..State::default() })?;
         for index in 0..self.slots.len() {
             self.refresh(index);

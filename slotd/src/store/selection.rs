@@ -157,6 +157,16 @@ impl Store {
         Some(Confirmed { slot, root_hash, at: (self.now)(), before: None, unknown: BTreeMap::new() })
     }
 
+    /// Nothing is started once any more: a fresh state knows of no selection. A loader that fails keeps nobody from it.
+    pub(super) fn forget_selection(&self) {
+        self.look_at_loader();
+        let found = self.loader_found.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let set = matches!(&found, LoaderFound::Set(selection) if selection.one_shot.is_some());
+        if let Err(e) = self.carry_out(if set { &[Effect::SetOneShot(None)] } else { &[] }) {
+            error!(MESSAGE_ID = journal::SELECTION_FAILED, ERROR = %e, "the selection is not in order: {e}");
+        }
+    }
+
     /// What an operator should know of the selection.
     pub(super) fn selection_warnings(machine: &Machine) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -321,6 +321,11 @@ fn check(before: &World, world: &World) -> Result<(), String> {
     if !good {
         return Err(format!("the default, slot {default}, is no firmware that ever was healthy"));
     }
+    let confirming =
+        world.state.pending.as_ref().is_some_and(|pending| pending.confirming && pending.slot == default);
+    if default != confirmed.slot && !confirming {
+        return Err(format!("the default, slot {default}, is neither confirmed nor being confirmed"));
+    }
     if let Some(intent) = &world.state.intent {
         if intent.slot == default || world.state.pending.as_ref().is_some_and(|p| p.slot == intent.slot) {
             return Err("what is default or pending is being changed".into());

@@ -112,11 +112,13 @@ impl Scenario<'_> {
         steps
     }
 
-    /// Cuts it everywhere, starts it, cuts that start everywhere, and starts one in `sample` of those again (0: none).
+    /// Cuts it everywhere, starts it, cuts that start everywhere, and starts one in `sample` of those again. With 0
+    /// neither a second cut nor a lost neighbour is tried.
     pub fn check(&self, sample: usize) -> Report {
         let right = right_after_each(&self.start, &self.log, self.first, &self.flips);
         let mut states = after_cuts(&self.start, &self.log, &right, Detail::Full);
-        let neighbours = lost_neighbours(&self.start, &self.log, &right);
+        let mut neighbours = lost_neighbours(&self.start, &self.log, &right);
+        neighbours.truncate(if sample == 0 { 0 } else { neighbours.len() });
         let mut report = Report {
             events: self.log.len(),
             states: states.len() + neighbours.len(),

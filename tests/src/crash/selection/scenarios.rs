@@ -1,13 +1,14 @@
 //! What is done to the appliance, and what the second table says of it.
 
 use slotd::domain::plan::SelectStep::{
-    self, ClearOneShot, CountBoot, SetDefault, SetOneShot, WriteConfirming, WriteEnded, WritePending,
+    self, ClearOneShot, CountBoot, SetDefault, SetOneShot, WriteConfirmed, WriteConfirming, WriteEnded,
+    WritePending,
 };
 use slotd::domain::state::UpgradeOutcome::{self, Confirmed, Failed, Withdrawn};
 use slotd::store::RevertRequest;
 
 use super::ground::{Ground, id, recorded, with_state};
-use super::law::{End, Flip, Verdict};
+use super::law::{End, Flip, Verdict, steps};
 use super::power::{Came, Health, Power};
 use super::{Again, Scenario};
 use crate::recorder::{Media, Recorder};
@@ -237,36 +238,69 @@ impl Ground {
         Ok(Scenario { health: [Dead, Good, Silent], after_second: vec![recovery], ..scenario })
     }
 
+    /// Slot 2 was confirmed up to the first of `step`; since then `worn` was started three times and cut off each time.
+    fn half_confirmed(&self, step: SelectStep, worn: usize) -> anyhow::Result<Media> {
+        let Scenario { start: mut media, log, .. } = self.confirmation()?;
+        let steps = steps(&media, &log);
+        for (event, _) in log.iter().zip(steps).take_while(|(_, found)| *found != Some(step)) {
+            media.apply(event);
+        }
+        with_state(&media, |state| {
+            state.boots.insert(id(worn), 3);
+        })
+    }
+
+    /// Slot 2 is healthy and the default, which only the state does not say yet: the initrd rolls it forward.
+    pub fn roll_forward(&self) -> anyhow::Result<Scenario<'_>> {
+        let (start, done) = (self.half_confirmed(WriteConfirmed, 2)?, verdict(2, false, 2, Some(Confirmed)));
+        let scenario = self.scenario("roll forward in the initrd", start, done, Vec::new(), |recorder| {
+            self.came(recorder, [Good, Good, Silent], true, Came::Up(2, false))
+        })?;
+        Ok(Scenario { health: [Good, Good, Silent], ..scenario })
+    }
+
+    /// Slot 2 is healthy, slot 1 is still the default.
+    pub fn roll_forward_from_the_old(&self) -> anyhow::Result<Scenario<'_>> {
+        let (start, done) = (self.half_confirmed(SetDefault, 1)?, verdict(2, false, 2, Some(Confirmed)));
+        let name = "roll forward in the initrd of the old default";
+        let scenario = self.scenario(name, start, done, Vec::new(), |recorder| {
+            self.came(recorder, [Dead, Good, Silent], true, Came::Again)
+        })?;
+        Ok(Scenario { health: [Dead, Good, Silent], ..scenario })
+    }
+
     /// The state is lost, and the operator writes a fresh one.
     pub fn reset(&self) -> anyhow::Result<Scenario<'_>> {
-        let mut start = self.two.clone();
-        for at in [0, start.state.size() / 2] {
-            start.state.write(at, &[0; 512]);
-        }
-        let lost =
-            Verdict { next: Some((1, false)), end: End { runs: Some(1), confirmed: None, outcome: None } };
+        let (lost, fresh) = (lost_verdict(1), verdict(1, false, 1, None));
+        let scenario =
+            self.scenario("state reset", lost_state(&self.two), lost, vec![(None, fresh)], |recorder| {
+                Ok(self.assemble(recorder, 1).reset_state("in a test")?)
+            })?;
+        Ok(Scenario { again: Again::Reset, ..scenario })
+    }
+
+    /// The same while slot 2 is selected, which only the loader still knows.
+    pub fn reset_while_selected(&self) -> anyhow::Result<Scenario<'_>> {
+        let start = lost_state(&self.selected(&self.two)?);
         let fresh = verdict(1, false, 1, None);
-        let scenario = self.scenario("state reset", start, lost, vec![(None, fresh)], |recorder| {
+        let flips = vec![flip(ClearOneShot, lost_verdict(1)), (None, fresh)];
+        let name = "state reset while another is selected";
+        let scenario = self.scenario(name, start, lost_verdict(2), flips, |recorder| {
             Ok(self.assemble(recorder, 1).reset_state("in a test")?)
         })?;
         Ok(Scenario { again: Again::Reset, ..scenario })
     }
+}
 
-    /// Every scenario.
-    pub fn scenarios(&self) -> anyhow::Result<Vec<Scenario<'_>>> {
-        Ok(vec![
-            self.activation()?,
-            self.activation_over_another()?,
-            self.withdrawal()?,
-            self.count()?,
-            self.count_without_clearing()?,
-            self.confirmation()?,
-            self.rejection()?,
-            self.reversion()?,
-            self.confirmation_of_a_revert()?,
-            self.start_after_a_failed_trial()?,
-            self.fallback()?,
-            self.reset()?,
-        ])
+/// Without a state nothing is counted and nothing is a trial: boot goes on, in the end with the default.
+fn lost_verdict(next: usize) -> Verdict {
+    Verdict { next: Some((next, false)), end: End { runs: Some(1), confirmed: None, outcome: None } }
+}
+
+fn lost_state(media: &Media) -> Media {
+    let mut media = media.clone();
+    for at in [0, media.state.size() / 2] {
+        media.state.write(at, &[0; 512]);
     }
+    media
 }
