@@ -172,7 +172,7 @@ pub fn judge(iso: &Path, keyring: &Path, dirs: &BuildDirs, refused: &[&str]) -> 
 
 /// A small tree: some text, a directory, a link, and `random_mib` MiB of a fixed pseudo-random stream.
 fn make_tree(tree: &Path, version: &str, random_mib: usize) -> anyhow::Result<()> {
-    for directory in ["etc", "usr/bin", "usr/lib/sps", "var"] {
+    for directory in ["dev", "etc", "proc", "tmp", "usr/bin", "usr/lib/sps", "var"] {
         fs::create_dir_all(tree.join(directory))?;
     }
     fs::write(tree.join("usr/lib/sps/version"), format!("{version}\n"))?;

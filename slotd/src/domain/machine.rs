@@ -267,6 +267,10 @@ fn end(state: &mut State, outcome: UpgradeOutcome, reason: &str, refused: bool, 
     state.last_upgrade = Some(LastUpgrade { selection, outcome, reason, at, unknown: BTreeMap::new() });
 }
 
+fn times(count: u32) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
 /// The first `limit` bytes, whole characters.
 fn shortened(text: &str, limit: usize) -> String {
     let ends = text.char_indices().map(|(at, one)| at + one.len_utf8());
@@ -524,9 +528,9 @@ impl Machine {
         let mut given_up = None;
         if let Some(pending) = self.pending() {
             let reason = if self.trial() {
-                format!("it was started {count} times and never confirmed")
+                format!("it was started {} and never confirmed", times(count))
             } else {
-                format!("slot {slot} was started {count} times meanwhile and never confirmed")
+                format!("slot {slot} was started {} meanwhile and never confirmed", times(count))
             };
             effects.push(Self::failed(&reason, self.trial() || self.boots(pending.slot) > 0, at));
             given_up = Some(pending.slot);

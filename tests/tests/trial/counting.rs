@@ -74,7 +74,7 @@ async fn when_neither_firmware_is_well_recovery_starts_and_stays() {
     select(&client, 1).await;
     assert_eq!(appliance.reboot().unwrap().running(), Some(1));
     client.confirm().await.unwrap();
-    assert_eq!(client.selection().await, (1, 1, 1, false, true, 2));
+    assert_eq!(client.selection().await, (1, 1, 1, false, true, 0));
     assert_eq!(appliance.reboot().unwrap().running(), Some(1));
 }
 
