@@ -2,7 +2,7 @@
 //! changes the selection, in the state and in the loader.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use sps_base::error::ErrorKind;
 use sps_base::journal;
@@ -74,6 +74,7 @@ impl Store {
             return Err(Failure::new(ErrorKind::InvalidArgument, message));
         }
         let _reservation = self.hold(slot, None)?;
+        let _turn = self.turn();
         let decided = self.decide(&Event::Activate { slot, order: self.order(message, who) })?;
         self.require_test(slot)?;
         Ok(self.carry_out(&decided)?)
@@ -81,6 +82,7 @@ impl Store {
 
     /// Takes the selection of a slot back.
     pub fn deactivate(&self, slot: SlotId) -> Result<(), Failure> {
+        let _turn = self.turn();
         let decided = self.decide(&Event::Deactivate { slot, at: (self.now)() })?;
         self.forget_tests();
         Ok(self.carry_out(&decided)?)
@@ -88,6 +90,7 @@ impl Store {
 
     /// The running firmware is healthy. True when that ended a trial.
     pub fn confirm(&self) -> Result<bool, Failure> {
+        let _turn = self.turn();
         let trial = self.machine().trial();
         let decided = self.decide(&Event::Confirm { at: self.judging_time() })?;
         self.carry_out(&decided)?;
@@ -96,12 +99,14 @@ impl Store {
 
     /// The running firmware, in a trial, is not healthy.
     pub fn reject(&self, reason: &str) -> Result<(), Failure> {
+        let _turn = self.turn();
         let decided = self.decide(&Event::Reject { reason: reason.to_owned(), at: (self.now)() })?;
         Ok(self.carry_out(&decided)?)
     }
 
     /// Selects an earlier firmware for one start. Answers which slot that is.
     pub fn revert(&self, reason: &str, request: &RevertRequest, who: &str) -> Result<SlotId, Failure> {
+        let _turn = self.turn();
         let slot = request.slot.or_else(|| self.machine().fallback());
         let _reservation = slot.map(|slot| self.hold(slot, None)).transpose()?;
         let decided = self.decide(&Event::Revert { slot, order: self.order(reason, who) })?;
@@ -121,6 +126,7 @@ impl Store {
 
     /// Counts this start of the booted firmware, before its root is opened; at the limit it chooses another.
     pub fn count_start(&self) -> Result<Start, Failure> {
+        let _turn = self.turn();
         let decided = self.decide(&Event::Initrd { at: (self.now)() })?;
         let done = self.carry_out(&decided);
         if done.is_err() {
@@ -134,6 +140,7 @@ impl Store {
 
     /// What an interruption has left of a selection is put in order. What fails shows in the warnings.
     pub(super) fn settle_selection(&self) {
+        let _turn = self.turn();
         self.look_at_loader();
         let blind = matches!(self.machine().loader, LoaderFound::Unreadable(_));
         self.settle_selection_once();
@@ -141,6 +148,11 @@ impl Store {
             // Now that the loader's settings can be read, what they said of a pending selection is known to be gone.
             self.settle_selection_once();
         }
+    }
+
+    /// Selections are decided and carried out one after the other.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.selecting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn settle_selection_once(&self) {
@@ -165,6 +177,7 @@ impl Store {
 
     /// Nothing is started once any more: a fresh state knows of no selection. A loader that fails keeps nobody from it.
     pub(super) fn forget_selection(&self) {
+        let _turn = self.turn();
         self.look_at_loader();
         let found = self.loader_found.read().unwrap_or_else(PoisonError::into_inner).clone();
         let set = matches!(&found, LoaderFound::Set(selection) if selection.one_shot.is_some());
@@ -213,7 +226,6 @@ impl Store {
     /// Carries out effects in order, each durable before the next begins. The first failure ends it; what is left is put
     /// in order at the next start.
     fn carry_out(&self, effects: &[Effect]) -> Result<(), StoreError> {
-        let _turn = self.selecting.lock().unwrap_or_else(PoisonError::into_inner);
         let done = effects.iter().try_for_each(|effect| self.carry_out_one(effect));
         self.look_at_loader();
         done
