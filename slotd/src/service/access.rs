@@ -17,28 +17,29 @@ const CHECK_DEADLINE: Duration = Duration::from_secs(10);
 /// What a rule of polkit may look at beside the action: `action.lookup("slot")`.
 pub(crate) type Details = HashMap<&'static str, String>;
 
-/// Lets the caller of `header` do `action`, or says why not.
+/// Lets the caller of `header` do `action`, or says why not. Answers who it is, for the record: user and bus name.
 pub(crate) async fn authorize(
     connection: &Connection,
     header: &Header<'_>,
     action: &'static str,
     details: Details,
-) -> Result<(), CallError> {
+) -> Result<String, CallError> {
+    let sender = header.sender().map_or("an unnamed caller", |name| name.as_str());
     let refuse = |why: &str| {
-        let sender = header.sender().map_or("an unnamed caller", |name| name.as_str());
         tracing::warn!(sender, action, why, "call refused");
         Err(CallError::new(ErrorKind::NotAuthorized, format!("{action} is not allowed to you: {why}")))
     };
-    match caller(connection, header).await {
-        Ok(Some(0)) => return Ok(()),
-        Ok(_) => {}
+    let who = match caller(connection, header).await {
+        Ok(Some(0)) => return Ok(format!("user 0 ({sender})")),
+        Ok(Some(user)) => format!("user {user} ({sender})"),
+        Ok(None) => sender.to_owned(),
         Err(error) => return refuse(&format!("the bus does not say who you are ({error})")),
-    }
+    };
     let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let deadline = if interactive { ASK_DEADLINE } else { CHECK_DEADLINE };
     match tokio::time::timeout(deadline, ask_polkit(connection, header, action, &details, interactive)).await
     {
-        Ok(Ok(Answer::Allowed)) => Ok(()),
+        Ok(Ok(Answer::Allowed)) => Ok(who),
         Ok(Ok(Answer::Challenge)) => refuse("polkit wants authentication; ask interactively, or as root"),
         Ok(Ok(Answer::Denied)) => refuse("polkit denies it"),
         Ok(Err(error)) => refuse(&format!("polkit is not there, so only root may ({error})")),

@@ -81,8 +81,8 @@ impl ManagerObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), CallError> {
         check_text("reason", &reason, 1, TEXT_LIMIT)?;
-        authorize(connection, &header, ACTION_RESET_STATE, Details::new()).await?;
-        self.0.reset_state(connection, reason, &sender(&header)).await
+        let who = authorize(connection, &header, ACTION_RESET_STATE, Details::new()).await?;
+        self.0.reset_state(connection, reason, &who).await
     }
 
     async fn confirm(
@@ -115,8 +115,8 @@ impl ManagerObject {
         let request = parse_revert(options)?;
         check_text("reason", &reason, 1, TEXT_LIMIT)?;
         let slot = request.slot.unwrap_or_else(|| self.picture().summary.fallback);
-        authorize(connection, &header, ACTION_REVERT, details_of(&self.picture(), slot)).await?;
-        self.0.revert(connection, reason, request, &sender(&header)).await
+        let who = authorize(connection, &header, ACTION_REVERT, details_of(&self.picture(), slot)).await?;
+        self.0.revert(connection, reason, request, &who).await
     }
 
     #[zbus(property)]
@@ -245,8 +245,8 @@ impl SlotObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), CallError> {
-        authorize(connection, &header, ACTION_DELETE, self.details()).await?;
-        self.daemon.delete(connection, self.id, &sender(&header)).await
+        let who = authorize(connection, &header, ACTION_DELETE, self.details()).await?;
+        self.daemon.delete(connection, self.id, &who).await
     }
 
     #[zbus(out_args("job"))]
@@ -273,8 +273,8 @@ impl SlotObject {
     ) -> Result<(), CallError> {
         parse_activate(options)?;
         check_text("message", &message, 0, TEXT_LIMIT)?;
-        authorize(connection, &header, ACTION_ACTIVATE, self.details()).await?;
-        self.daemon.activate(connection, self.id, message, &sender(&header)).await
+        let who = authorize(connection, &header, ACTION_ACTIVATE, self.details()).await?;
+        self.daemon.activate(connection, self.id, message, &who).await
     }
 
     async fn deactivate(
@@ -282,8 +282,8 @@ impl SlotObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), CallError> {
-        authorize(connection, &header, ACTION_DEACTIVATE, self.details()).await?;
-        self.daemon.deactivate(connection, self.id, &sender(&header)).await
+        let who = authorize(connection, &header, ACTION_DEACTIVATE, self.details()).await?;
+        self.daemon.deactivate(connection, self.id, &who).await
     }
 
     #[zbus(property)]

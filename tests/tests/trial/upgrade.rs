@@ -49,7 +49,8 @@ async fn an_upgrade_is_tested_selected_tried_and_confirmed() {
     ] {
         assert_eq!(last.text(name), value, "{name}");
     }
-    assert!(last.text("who").contains(client.connection.unique_name().unwrap().as_str()), "{last:?}");
+    let name = client.connection.unique_name().unwrap();
+    assert_eq!(last.text("who"), format!("user 0 ({name})"));
     assert_eq!(appliance.grubenv("next_entry").unwrap(), "sps-slot-2");
 
     let report = appliance.reboot().unwrap();
