@@ -242,7 +242,8 @@ impl Store {
             let ids: Vec<String> = self.slots.iter().map(|slot| slot.id.to_string()).collect();
             let message = match id {
                 SlotId::RECOVERY => {
-                    "slot 0 is the recovery image, which this version does not manage yet".into()
+                    "slot 0 is the recovery image: it can be verified, and comes and goes with the confirmed firmware"
+                        .into()
                 }
                 id => format!("there is no slot {id}; this appliance has {}", ids.join(", ")),
             };

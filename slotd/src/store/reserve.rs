@@ -66,6 +66,9 @@ impl Store {
 
     /// Holds a slot for a check at rest. Answers at once.
     pub fn reserve_verify(&self, slot: SlotId) -> Result<Reservation, Failure> {
+        if slot == SlotId::RECOVERY {
+            return if self.has_recovery() { self.hold(slot, None) } else { Err(Self::empty(slot)) };
+        }
         let (_, known) = self.find(slot)?;
         match known.content {
             Content::Empty | Content::Writing => Err(Self::empty(slot)),

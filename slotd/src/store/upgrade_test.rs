@@ -36,6 +36,7 @@ pub(super) struct Passed {
 impl Store {
     /// Holds a slot for a test. Answers at once.
     pub fn reserve_test(&self, slot: SlotId) -> Result<Reservation, Failure> {
+        self.find(slot)?;
         self.reserve_verify(slot)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use sps_base::error::ErrorKind;
+use sps_base::slot::SlotId;
 
 use super::blocks::{Image, to_usize};
 use super::error::StoreError;
@@ -46,6 +47,9 @@ impl Store {
         scheduled: bool,
         progress: &Progress,
     ) -> Result<VerifyReport, Failure> {
+        if reservation.slot() == SlotId::RECOVERY {
+            return Ok(self.verify_recovery(progress));
+        }
         let (index, _) = self.find(reservation.slot())?;
         let slot = self.slot(index)?;
         // A boot image that is missing or different is rebuilt first, so that the check judges what is then there.

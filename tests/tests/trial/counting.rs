@@ -1,5 +1,7 @@
 //! The worst days: firmware that starts and never says it is well, lost settings, lost images, lost state.
 
+use std::fs;
+
 use system_tests::bus::Appliance;
 use system_tests::client::Client;
 use system_tests::loader::environment::Loss;
@@ -159,6 +161,28 @@ async fn a_lost_boot_image_of_the_default_leads_to_recovery_which_puts_it_back()
     assert_eq!(client.word(1).await, "verified");
     assert_eq!(appliance.reboot().unwrap().running(), Some(1));
     assert_eq!(client.selection().await, (1, 1, 1, false, true, 2));
+}
+
+#[tokio::test]
+async fn the_recovery_image_is_listed_verified_and_neither_tested_nor_deleted() {
+    let (appliance, client) = appliance().await;
+    let shown = client.slot(0).await;
+    assert_eq!((shown.text("State"), shown.text("Version")), ("verified".to_owned(), "8.0.1".to_owned()));
+    assert_eq!(client.verified(0, "full").await.text("State"), "done");
+    for refusal in [client.test(0, &[]).await.map(drop), client.activate(0, "").await, client.delete(0).await]
+    {
+        let refusal = refusal.unwrap_err();
+        assert_eq!(refusal.name, "InvalidArgument", "{}", refusal.message);
+    }
+    // One bit of it flips.
+    let image = appliance.path("esp/EFI/Linux/sps-recovery-8.0.1.efi");
+    let mut bytes = fs::read(&image).unwrap();
+    bytes[4097] ^= 1;
+    fs::write(&image, bytes).unwrap();
+    let job = client.verified(0, "quick").await;
+    assert_eq!(job.ended().0, "failed", "{job:?}");
+    assert_eq!(job.error().name, "SlotBad");
+    assert_eq!(client.word(0).await, "bad");
 }
 
 #[tokio::test]
