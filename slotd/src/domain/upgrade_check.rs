@@ -180,13 +180,13 @@ pub fn summary(checks: &[CheckResult]) -> String {
 mod tests {
     use super::*;
 
+    // rows: J8 J11
     #[test]
     fn a_summary_ends_with_the_check_that_failed() {
         let checks = [CheckResult::passed(VERSION, ""), CheckResult::skipped(STORAGE, "")];
         let lines =
             "Version check started\nVersion check finished\nStorage check started\nStorage check finished";
         assert_eq!(summary(&checks), lines);
-        // rows: J8 J11
         assert_eq!(summary(&[CheckResult::passed(HA, "")]), "HA check started\nHA check finished");
         assert_eq!(summary(&[CheckResult::failed(HA, "", "")]), "HA check started\nHA check failed");
     }
