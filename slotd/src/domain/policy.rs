@@ -103,15 +103,17 @@ pub fn admit(manifest: &Manifest, appliance: &Appliance<'_>) -> Result<(), Polic
     appliance.running.map_or(Ok(()), |running| admit_version(manifest, running))
 }
 
+/// Whether a rule of `upgrade_from` covers a running firmware of this version.
+pub fn is_listed(manifest: &Manifest, running: &Version) -> bool {
+    let covers = |min: &str| Version::parse(min).is_some_and(|min| *running >= min);
+    manifest.upgrade_from.iter().any(|rule| running.is_of_line(&rule.from) && covers(&rule.min))
+}
+
 fn admit_version(manifest: &Manifest, running: &str) -> Result<(), PolicyError> {
     let (Some(new), Some(old)) = (Version::parse(&manifest.version), Version::parse(running)) else {
         return Err(PolicyError::Running(running.to_owned()));
     };
-    let listed = manifest
-        .upgrade_from
-        .iter()
-        .any(|rule| old.is_of_line(&rule.from) && Version::parse(&rule.min).is_some_and(|min| old >= min));
-    if !listed {
+    if !is_listed(manifest, &old) {
         let rules: Vec<String> =
             manifest.upgrade_from.iter().map(|rule| format!("{} from {}", rule.from, rule.min)).collect();
         return Err(PolicyError::UpgradeFrom {

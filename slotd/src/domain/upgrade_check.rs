@@ -1,6 +1,7 @@
 //! The checks of a firmware test that need no more than what is known, and how a test is told (spec J7, resolution 41).
 
 use super::manifest::{Manifest, Version};
+use super::policy;
 
 /// Names of the built-in checks, in the order in which they run; the firmware's own come before the last.
 pub const VERSION: &str = "Version";
@@ -109,11 +110,10 @@ pub fn version(manifest: &Manifest, facts: &VersionFacts<'_>) -> CheckResult {
     if to < from {
         return failed(format!("{new} is older than the running {running}"), "To go back, use revert.");
     }
-    let rule = manifest.upgrade_from.iter().find(|rule| from.is_of_line(&rule.from));
-    match rule {
-        Some(rule) if Version::parse(&rule.min).is_some_and(|min| from >= min) => {
-            CheckResult::passed(VERSION, format!("{new} can follow {running}"))
-        }
+    if policy::is_listed(manifest, &from) {
+        return CheckResult::passed(VERSION, format!("{new} can follow {running}"));
+    }
+    match manifest.upgrade_from.iter().find(|rule| from.is_of_line(&rule.from)) {
         Some(rule) => failed(
             format!("{new} can follow {} from {} on; {running} runs", rule.from, rule.min),
             "Upgrade to the newest maintenance release of the running line first.",

@@ -2,6 +2,7 @@
 
 use slotd::domain::manifest::{Manifest, UpgradeFrom};
 use slotd::domain::policy::{Appliance, admit};
+use slotd::domain::upgrade_check::{Verdict, VersionFacts, version};
 use sps_base::error::ErrorKind;
 
 use super::sample;
@@ -88,4 +89,17 @@ fn a_running_version_that_is_none_is_refused() {
     let mut all = sample();
     all.upgrade_from = vec![UpgradeFrom { from: String::new(), min: String::new() }];
     refused(&all, &APPLIANCE, ErrorKind::VersionPolicy, &[]);
+}
+
+#[test]
+fn an_install_and_a_test_read_the_rules_alike() {
+    let mut manifest = sample();
+    let rule = |from: &str, min: &str| UpgradeFrom { from: from.into(), min: min.into() };
+    manifest.upgrade_from = vec![rule("8", "8.0.5"), rule("8.0", "8.0.0")];
+    for running in ["8.0.0", "7.9.9"] {
+        let admitted = admit(&manifest, &Appliance { running: Some(running), ..APPLIANCE }).is_ok();
+        let facts = VersionFacts { running: Some(running), is_running: false, epoch_floor: 0, refused: None };
+        let passed = version(&manifest, &facts).verdict == Verdict::Passed;
+        assert_eq!((admitted, passed), (running == "8.0.0", running == "8.0.0"), "{running}");
+    }
 }
