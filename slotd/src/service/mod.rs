@@ -131,10 +131,19 @@ impl Daemon {
         }
     }
 
-    async fn delete(&self, connection: &Connection, slot: SlotId, sender: &str) -> Result<(), CallError> {
-        let result = self.blocking(move |store| store.delete(slot)).await;
-        // Also after a failure: half a deletion must show.
+    /// Changes something and shows it. Also after a failure: half a change must show.
+    async fn change<T: Send + 'static>(
+        &self,
+        connection: &Connection,
+        call: impl FnOnce(&Store) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let result = self.blocking(call).await;
         self.view.renew(&self.store, connection).await;
+        result
+    }
+
+    async fn delete(&self, connection: &Connection, slot: SlotId, sender: &str) -> Result<(), CallError> {
+        let result = self.change(connection, move |store| store.delete(slot)).await;
         result.inspect(|()| journal::deleted(slot, sender))
     }
 
@@ -146,20 +155,17 @@ impl Daemon {
         sender: &str,
     ) -> Result<(), CallError> {
         let (text, who) = (message.clone(), sender.to_owned());
-        let result = self.blocking(move |store| store.activate(slot, &text, &who)).await;
-        self.view.renew(&self.store, connection).await;
+        let result = self.change(connection, move |store| store.activate(slot, &text, &who)).await;
         result.inspect(|()| journal::selected(self.view.picture().slot(slot), &message, sender))
     }
 
     async fn deactivate(&self, connection: &Connection, slot: SlotId, sender: &str) -> Result<(), CallError> {
-        let result = self.blocking(move |store| store.deactivate(slot)).await;
-        self.view.renew(&self.store, connection).await;
+        let result = self.change(connection, move |store| store.deactivate(slot)).await;
         result.inspect(|()| journal::withdrawn(slot, sender))
     }
 
     async fn confirm(&self, connection: &Connection) -> Result<(), CallError> {
-        let result = self.blocking(Store::confirm).await;
-        self.view.renew(&self.store, connection).await;
+        let result = self.change(connection, Store::confirm).await;
         let picture = self.view.picture();
         result.map(|trial| {
             if trial {
@@ -170,8 +176,7 @@ impl Daemon {
 
     async fn reject(&self, connection: &Connection, reason: String) -> Result<(), CallError> {
         let text = reason.clone();
-        let result = self.blocking(move |store| store.reject(&text)).await;
-        self.view.renew(&self.store, connection).await;
+        let result = self.change(connection, move |store| store.reject(&text)).await;
         let picture = self.view.picture();
         result.inspect(|()| journal::rejected(picture.slot(picture.summary.booted), &reason))
     }
@@ -184,8 +189,7 @@ impl Daemon {
         sender: &str,
     ) -> Result<(), CallError> {
         let (text, who) = (reason.clone(), sender.to_owned());
-        let result = self.blocking(move |store| store.revert(&text, &request, &who)).await;
-        self.view.renew(&self.store, connection).await;
+        let result = self.change(connection, move |store| store.revert(&text, &request, &who)).await;
         let slot = result?;
         journal::selected(self.view.picture().slot(slot), &reason, sender);
         Ok(())
@@ -198,8 +202,7 @@ impl Daemon {
         sender: &str,
     ) -> Result<(), CallError> {
         let text = reason.clone();
-        let result = self.blocking(move |store| store.reset_state(&text)).await;
-        self.view.renew(&self.store, connection).await;
+        let result = self.change(connection, move |store| store.reset_state(&text)).await;
         result.inspect(|()| journal::state_reset(&reason, sender))
     }
 

@@ -28,7 +28,8 @@ pub(crate) struct Picture {
 
 impl Picture {
     fn take(store: &Store) -> Self {
-        Self { slots: store.slots(), summary: store.summary() }
+        let slots = store.slots();
+        Self { summary: store.summary_of(&slots), slots }
     }
 
     pub(crate) fn slot(&self, id: SlotId) -> Option<&SlotView> {

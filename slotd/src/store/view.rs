@@ -34,7 +34,11 @@ impl Store {
 
     /// The manager's properties. Answers at once.
     pub fn summary(&self) -> Summary {
-        let slots = self.slots();
+        self.summary_of(&self.slots())
+    }
+
+    /// The same, for who has the slots already.
+    pub(crate) fn summary_of(&self, slots: &[SlotView]) -> Summary {
         let free = |v: &&SlotView| {
             v.id != SlotId::RECOVERY
                 && !v.current
@@ -62,7 +66,7 @@ impl Store {
             } else {
                 "none"
             },
-            warnings: self.warnings(&slots, &machine),
+            warnings: self.warnings(slots, &machine),
         }
     }
 
