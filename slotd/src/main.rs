@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use clap::Parser;
 use slotd::device::scheduling;
-use slotd::settings::{Settings, read_settings, read_standard_settings};
+use slotd::settings::{Settings, read_named_settings};
 use slotd::store::{Environment, Store};
 use sps_base::service;
 
@@ -52,10 +52,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     scheduling::return_large_buffers();
-    let settings = match arguments.config.as_slice() {
-        [] => read_standard_settings()?,
-        files => read_settings(files)?,
-    };
+    let settings = read_named_settings(&arguments.config)?;
     let environment = Environment {
         cmdline: fs::read_to_string(&arguments.cmdline)
             .with_context(|| format!("cannot read the command line {}", arguments.cmdline.display()))?,

@@ -350,6 +350,11 @@ fn read_file(file: &Path) -> Result<Vec<u8>, SettingsError> {
     Ok(text)
 }
 
+/// Reads the files that are named, or the standard ones where none is.
+pub fn read_named_settings(files: &[PathBuf]) -> Result<Settings, SettingsError> {
+    if files.is_empty() { read_standard_settings() } else { read_settings(files) }
+}
+
 /// Reads exactly these files, in order; each must exist.
 pub fn read_settings(files: &[PathBuf]) -> Result<Settings, SettingsError> {
     let mut inputs = Inputs::default();

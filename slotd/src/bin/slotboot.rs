@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use slotd::settings::{Settings, read_settings, read_standard_settings};
+use slotd::settings::{Settings, read_named_settings};
 use slotd::store::{Assembly, Environment, Start, Store};
 use sps_base::service;
 use sps_base::slot::SlotId;
@@ -55,10 +55,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let settings = match arguments.config.as_slice() {
-        [] => read_standard_settings()?,
-        files => read_settings(files)?,
-    };
+    let settings = read_named_settings(&arguments.config)?;
     let environment = Environment {
         cmdline: fs::read_to_string(&arguments.cmdline)
             .with_context(|| format!("cannot read the command line {}", arguments.cmdline.display()))?,

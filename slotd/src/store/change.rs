@@ -8,7 +8,6 @@ use super::error::StoreError;
 use super::inspect::{Installed, read_trailer, trailer_at};
 use super::{Slot, Store, boot_image};
 use crate::device::buffer::Buffer;
-use crate::device::esp::Esp;
 use crate::device::medium::Medium;
 use crate::domain::layout::Part;
 use crate::domain::plan::Step;
@@ -74,15 +73,8 @@ impl<'a> Change<'a> {
         }
     }
 
-    fn esp(&self) -> Result<&'a dyn Esp, StoreError> {
-        match &self.store.esp {
-            Ok(esp) => Ok(&**esp),
-            Err(why) => Err(StoreError::refused(ErrorKind::Device, why.clone())),
-        }
-    }
-
     fn remove_boot_image(&self) -> Result<(), StoreError> {
-        let esp = self.esp()?;
+        let esp = self.store.usable_esp()?;
         esp.remove(&boot_image::name(self.slot.id))?;
         Ok(esp.sync()?)
     }
@@ -117,7 +109,7 @@ impl<'a> Change<'a> {
         let place = installed.layout.get(Part::Boot);
         match (boot_image::needed(&installed.manifest), place) {
             (Some(file), Some(place)) => {
-                boot_image::copy(self.medium, place, file, self.esp()?, self.slot.id)
+                boot_image::copy(self.medium, place, file, self.store.usable_esp()?, self.slot.id)
             }
             _ => Ok(()),
         }

@@ -54,7 +54,8 @@ impl Store {
         Arc::clone(&self.recovery.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn usable_esp(&self) -> Result<&dyn Esp, StoreError> {
+    /// The ESP, or why there is none.
+    pub(super) fn usable_esp(&self) -> Result<&dyn Esp, StoreError> {
         match &self.esp {
             Ok(esp) => Ok(&**esp),
             Err(why) => Err(StoreError::refused(ErrorKind::Device, why.clone())),
