@@ -292,6 +292,13 @@ fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
     Ok(kept)
 }
 
+/// Kernel and initrd of the tree, as its boot images carry them. Made when they are missing; needs root.
+pub fn boot_files(dirs: &BuildDirs) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let tree = debian_tree(dirs)?;
+    let kernel = tree.join("boot").join(format!("vmlinuz-{}", kernel_release(&tree)?));
+    Ok((kernel, initrd(dirs, &tree)?))
+}
+
 /// Which root a unified kernel image starts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target<'a> {

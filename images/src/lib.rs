@@ -15,6 +15,7 @@ mod root;
 mod spec;
 pub mod tool;
 
+pub use debian::boot_files;
 pub use dirs::BuildDirs;
 pub use firmware::{Built, build_firmware};
 pub use pki::Pki;

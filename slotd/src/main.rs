@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::Parser;
-use slotd::device::scheduling;
+use slotd::device::kernel;
 use slotd::settings::{Settings, read_named_settings};
 use slotd::store::{Environment, Store};
 use sps_base::service;
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    scheduling::return_large_buffers();
+    kernel::return_large_buffers();
     let settings = read_named_settings(&arguments.config)?;
     let environment = Environment {
         cmdline: fs::read_to_string(&arguments.cmdline)

@@ -18,3 +18,4 @@ pub mod recorder;
 pub mod static_program;
 pub mod synthetic;
 pub mod upgrade;
+pub mod vm;

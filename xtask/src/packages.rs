@@ -19,6 +19,7 @@ pub(crate) enum For {
 const TABLE: &[(&str, &str, For)] = &[
     ("binutils", "readelf", For::Test),
     ("bubblewrap", "bwrap", For::Test),
+    ("busybox-static", "busybox", For::Test),
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt", For::Test),
     ("coreutils", "timeout", For::Test),
     ("cryptsetup-bin", "veritysetup", For::Test),
@@ -41,6 +42,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("procps", "ps", For::Test),
     ("python3", "python3", For::Test),
     ("python3-venv", "python3", For::Test),
+    ("qemu-system-x86", "qemu-system-x86_64", For::Test),
     ("systemd", "systemd-analyze", For::Test),
     ("util-linux", "setpriv", For::Test),
     ("xorriso", "xorriso", For::Test),

@@ -7,9 +7,9 @@
 #![expect(clippy::disallowed_methods, reason = "the sandboxed checks are the processes that slotd may start")]
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,7 +23,8 @@ use nix::unistd::{Pid, getpid};
 
 use super::process::{Bounds, End, follow};
 use super::report::{Check, CheckReport, Schema, judge, last_line};
-use crate::device::scheduling;
+use crate::device::device_mapper::{DeviceMapperError, Mapping, Verity};
+use crate::device::kernel;
 
 use super::{ANSWER_LIMIT, CheckError, DIRECTORY, check_variables, root};
 
@@ -39,8 +40,6 @@ pub const OUTPUT_KEPT: usize = 4096;
 const ENTRIES: usize = 4096;
 /// What the second process may take beyond the programs.
 const GRACE: Duration = Duration::from_secs(10);
-/// Without device-mapper there is no dm-verity.
-const DEVICE_MAPPER: &str = "/dev/mapper/control";
 
 /// What the program was asked.
 #[derive(Clone, Debug)]
@@ -49,6 +48,8 @@ pub struct Order {
     pub image: PathBuf,
     /// Verified bytes of the file system.
     pub size: u64,
+    /// The signed tree over it.
+    pub verity: Option<Verity>,
     /// Time for all programs.
     pub deadline: Duration,
     /// `KEY=VALUE`, as given.
@@ -81,6 +82,12 @@ pub enum HelperError {
         /// The last line of its standard error.
         message: String,
     },
+    /// The image cannot be opened.
+    #[error("cannot open the image")]
+    Image(#[source] io::Error),
+    /// The image cannot be read through dm-verity.
+    #[error(transparent)]
+    DeviceMapper(#[from] DeviceMapperError),
     /// The root could not be made.
     #[error("the firmware's root cannot be entered")]
     Root(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -101,7 +108,7 @@ impl From<root::RootError> for HelperError {
 /// The first process: `arguments` are those of this program; the answer goes to standard output.
 pub fn outside(order: &Order, arguments: &[OsString]) -> Result<(), HelperError> {
     check_variables(&order.environment)?;
-    scheduling::end_descriptors_at_exec().map_err(HelperError::Descriptors)?;
+    kernel::end_descriptors_at_exec().map_err(HelperError::Descriptors)?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
@@ -134,8 +141,11 @@ pub fn inside(order: &Order) -> Result<(), HelperError> {
     }
     check_variables(&order.environment)?;
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| HelperError::Namespaces(error.into()))?;
-    let verity = verity(Path::new(DEVICE_MAPPER).exists()).to_owned();
-    root::enter(&order.image, order.size)?;
+    root::make_mounts_private()?;
+    let (verity, mapping) = guard(order)?;
+    root::enter(mapping.as_ref().map_or(&order.image, Mapping::node), order.size)?;
+    // The mount uses it from here on, until the namespace ends.
+    drop(mapping);
     root::confine(order.deadline.min(PROGRAM_TIME).as_secs())?;
     let checks = match programs(Path::new(DIRECTORY)).map_err(HelperError::Directory)? {
         names if names.len() > PROGRAMS => {
@@ -151,12 +161,20 @@ pub fn inside(order: &Order) -> Result<(), HelperError> {
     write_answer(&serde_json::to_vec(&report).map_err(|error| HelperError::Answer(error.into()))?)
 }
 
-fn verity(device_mapper: bool) -> &'static str {
-    if device_mapper {
-        "none: not supported by this version"
-    } else {
-        "none: this kernel has no device-mapper (/dev/mapper/control is missing)"
+/// Puts dm-verity over the image where that can be done, and says why where it cannot. Where it can be done and fails,
+/// nothing is mounted.
+fn guard(order: &Order) -> Result<(String, Option<Mapping>), HelperError> {
+    let none = |why: &str| Ok((format!("none: {why}"), None));
+    let Some(verity) = &order.verity else { return none("no root hash was given") };
+    let image = File::open(&order.image).map_err(HelperError::Image)?;
+    if !image.metadata().map_err(HelperError::Image)?.file_type().is_block_device() {
+        return none("the slot is a file, and dm-verity needs a block device");
     }
+    let Some(control) = root::device_mapper_control()? else {
+        return none("this kernel has no device-mapper (/dev/mapper/control is missing)");
+    };
+    let mapping = Mapping::verity(&control, &image, order.size, verity)?;
+    Ok(("dm-verity".to_owned(), Some(mapping)))
 }
 
 fn write_answer(bytes: &[u8]) -> Result<(), HelperError> {
@@ -252,6 +270,7 @@ mod tests {
         let order = Order {
             image: PathBuf::from("/dev/null"),
             size: 0,
+            verity: None,
             deadline: Duration::from_secs(1),
             environment: Vec::new(),
         };

@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::device::device_mapper::Verity;
+
 pub use report::{Check, CheckReport, Outcome};
 
 /// Where a firmware carries its check programs.
@@ -56,6 +58,8 @@ pub struct Request {
     pub image: PathBuf,
     /// Bytes of the EROFS image. The helper refuses a file system that claims more.
     pub size: u64,
+    /// The signed tree over it, where there is one: a block device is then read through dm-verity.
+    pub verity: Option<Verity>,
     /// Time for all check programs together.
     pub deadline: Duration,
     /// Variables for the programs: names begin with `SPS_`.
@@ -159,6 +163,11 @@ fn helper_arguments(request: &Request, image: &str) -> Vec<String> {
         "--deadline".to_owned(),
         request.deadline.as_secs().max(1).to_string(),
     ];
+    if let Some(Verity { root_hash, salt, hash_offset }) = &request.verity {
+        let offset = hash_offset.to_string();
+        let options = ["--root-hash", &root_hash.to_string(), "--salt", salt, "--hash-offset", &offset];
+        arguments.extend(options.map(str::to_owned));
+    }
     for (name, value) in &request.environment {
         arguments.extend(["--environment".to_owned(), format!("{name}={value}")]);
     }

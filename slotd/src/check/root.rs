@@ -18,6 +18,8 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::pivot_root;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::device::device_mapper;
+
 /// Where the image is mounted before it becomes the root. Every system has this directory.
 const STAGE: &str = "/tmp";
 /// Devices that programs see.
@@ -99,10 +101,29 @@ fn call<T, E: Into<io::Error>>(what: &'static str, result: Result<T, E>) -> Resu
     result.map_err(|source| RootError::Call { what, source: source.into() })
 }
 
+/// What is mounted from here on is seen by nobody else. Comes first.
+pub(crate) fn make_mounts_private() -> Result<(), RootError> {
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    call("make mounts private", mount(None::<&str>, "/", None::<&str>, private, None::<&str>))
+}
+
+/// The control node of device-mapper; `None` where this kernel has none. An outer sandbox may have a `/dev` of its own, in
+/// which the nodes of new mappings never appear: the kernel's own is then put over it.
+pub(crate) fn device_mapper_control() -> Result<Option<File>, RootError> {
+    let open = || call("open device-mapper", device_mapper::open_control());
+    if let Some(control) = open()? {
+        return Ok(Some(control));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    match mount(Some("devtmpfs"), "/dev", Some("devtmpfs"), flags, None::<&str>) {
+        Ok(()) => open(),
+        // A kernel, or a container, without it.
+        Err(_) => Ok(None),
+    }
+}
+
 /// Makes the image the root of this mount namespace, with `/proc` and `/dev`; nothing of the old root stays.
 pub(crate) fn enter(image: &Path, size: u64) -> Result<(), RootError> {
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    call("make mounts private", mount(None::<&str>, "/", None::<&str>, private, None::<&str>))?;
     check_superblock(image, size)?;
     let is_file = fs::metadata(image).is_ok_and(|found| found.is_file());
     mount_image(image, Path::new(STAGE), is_file)?;

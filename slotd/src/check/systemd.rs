@@ -17,6 +17,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use zbus::wire::{Fd, OwnedObjectPath, Variant};
 use zbus::{Proxy, connection};
 
+use crate::device::device_mapper;
+
 use super::{ANSWER_LIMIT, CheckError, CheckReport, GRACE, Request, answer, helper_arguments};
 
 const NAME: &str = "org.freedesktop.systemd1";
@@ -163,6 +165,13 @@ fn pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
 }
 
+/// What the unit may open, and how.
+fn devices(image: String) -> Vec<(String, String)> {
+    let device_mapper = [(device_mapper::CONTROL, "rw"), ("block-device-mapper", "r")];
+    let device_mapper = device_mapper.map(|(device, access)| (device.to_owned(), access.to_owned()));
+    [(image, "r".to_owned())].into_iter().chain(device_mapper).collect()
+}
+
 /// The unit's properties, by their names on the bus.
 fn properties(request: &Request, stdout: OwnedFd, stderr: OwnedFd) -> Vec<(&'static str, Variant<'static>)> {
     let limit = request.deadline.saturating_add(GRACE);
@@ -191,9 +200,9 @@ fn properties(request: &Request, stdout: OwnedFd, stderr: OwnedFd) -> Vec<(&'sta
         ("SystemCallFilter", (true, words(&["@system-service", "@mount"])).into()),
         ("SystemCallErrorNumber", 1_i32.into()),
         ("RestrictAddressFamilies", (true, words(&["AF_UNIX"])).into()),
-        // Devices: the slot, for reading, and the pseudo-devices that `closed` leaves.
+        // Devices: the slot, for reading, dm-verity over it, and the pseudo-devices that `closed` leaves.
         ("DevicePolicy", "closed".into()),
-        ("DeviceAllow", vec![(image, "r".to_owned())].into()),
+        ("DeviceAllow", devices(image).into()),
         ("ProtectSystem", "strict".into()),
         ("ProtectHome", "yes".into()),
         ("ProtectProc", "invisible".into()),

@@ -3,9 +3,10 @@
 #![expect(clippy::disallowed_methods, reason = "device writes slots, the state and the ESP")]
 
 pub mod buffer;
+pub mod device_mapper;
 pub mod esp;
+pub mod kernel;
 pub mod loader;
 pub mod medium;
 pub mod probe;
-pub mod scheduling;
 pub mod source;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::device::buffer::Buffer;
+use crate::device::kernel;
 use crate::device::medium::{Medium, MediumError};
-use crate::device::scheduling;
 use crate::device::source::{Source, SourceError};
 use crate::domain::manifest::BLOCK;
 use crate::domain::verity::{BLOCK_LEN, Hash, PER_BLOCK, Tree, TreeError};
@@ -289,7 +289,7 @@ impl Pool<'_> {
     }
 
     fn work(&self) {
-        scheduling::background_thread();
+        kernel::background_thread();
         let mut buffer = None;
         while let Some(task) = self.next() {
             let reading = matches!(task, Task::ReadBack { .. });

@@ -40,17 +40,21 @@ pub(super) struct Known {
     pub installed: Option<Installed>,
     /// Steps of the order law that remain to be carried out.
     pub remaining: &'static [Step],
+    /// Date of the configuration that it starts with; empty where it has none or that cannot be read.
+    pub configuration: String,
 }
 
 impl Default for Known {
     fn default() -> Self {
         let reason = "not looked at yet".into();
-        Self { content: Content::Bad { class: "unreadable", reason }, installed: None, remaining: &[] }
+        let content = Content::Bad { class: "unreadable", reason };
+        Self { content, installed: None, remaining: &[], configuration: String::new() }
     }
 }
 
 impl Store {
-    /// Looks at a slot. Reads the trailer, manifest and signature, and the boot image on the ESP.
+    /// Looks at a slot. Reads the trailer, manifest and signature, the boot image on the ESP, and the date of its
+    /// configuration.
     pub(super) fn inspect(&self, slot: &Slot) -> Known {
         let published = self.state.get();
         let intent = published.state.intent.as_ref().filter(|intent| intent.slot == slot.id);
@@ -61,7 +65,9 @@ impl Store {
             Evidence { trailer, signature, boot_image, intent, check: published.state.checks.get(&slot.id) };
         let judgement = judge(&evidence);
         let installed = installed.filter(|_| !matches!(judgement.content, Content::Empty | Content::Writing));
-        Known { content: judgement.content, installed, remaining: judgement.remaining }
+        let configuration = installed.as_ref().and_then(|i| self.configuration_of(i).ok().flatten());
+        let configuration = configuration.map(|found| found.date).unwrap_or_default();
+        Known { content: judgement.content, installed, remaining: judgement.remaining, configuration }
     }
 
     /// The slot whose trailer and manifest name the booted root hash, whatever the keyring says: dm-verity proves the

@@ -17,9 +17,9 @@ use super::inspect::Installed;
 use super::scan::{self, Pace};
 use super::types::{Failure, InstallReport, InstallRequest, Progress};
 use super::{Reservation, Slot, Store, boot_image, parts};
+use crate::device::kernel;
 use crate::device::medium::Medium;
 use crate::device::probe::Readback;
-use crate::device::scheduling;
 use crate::device::source::Source;
 use crate::domain::iso::{self, Head, Index};
 use crate::domain::layout::{Extent, Layout, Part, padded};
@@ -76,7 +76,7 @@ impl Store {
         self.refresh(index);
         self.refresh_abandoned();
         drop(reservation);
-        scheduling::trim_memory();
+        kernel::trim_memory();
         Ok(done?)
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use super::blocks::{Image, to_usize};
 use super::types::Progress;
 use crate::device::buffer::Buffer;
-use crate::device::scheduling;
+use crate::device::kernel;
 use crate::domain::manifest::BLOCK;
 use crate::domain::verity::{BLOCK_LEN, PER_BLOCK};
 
@@ -102,9 +102,9 @@ pub(super) fn scan(
     let next = AtomicU64::new(from);
     let bad = Mutex::new(BadBlocks::default());
     let work = || {
-        scheduling::background_thread();
+        kernel::background_thread();
         if pace.idle {
-            scheduling::idle_io();
+            kernel::idle_io();
         }
         let mut buffer = Buffer::new(CHUNK);
         loop {

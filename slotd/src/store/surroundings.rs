@@ -12,6 +12,7 @@ use sps_base::slot::SlotId;
 
 use super::assembly::describe;
 use crate::check::{self, Request, Runner};
+use crate::device::device_mapper::Verity;
 use crate::domain::manifest::Sha256Hex;
 use crate::domain::upgrade_check::{CheckResult, HA, TAINTED};
 use crate::settings::{CheckRunner, Settings};
@@ -39,6 +40,8 @@ pub struct Root {
     pub slot: SlotId,
     /// Length of the EROFS image at its start, in bytes.
     pub size: u64,
+    /// The signed tree over it.
+    pub verity: Verity,
     /// `SPS_…` variables that the programs get.
     pub variables: Vec<(String, String)>,
 }
@@ -140,6 +143,7 @@ impl Surroundings for Host {
             helper: self.helper.clone(),
             image: image.clone(),
             size: root.size,
+            verity: Some(root.verity.clone()),
             deadline: PROGRAMS_DEADLINE,
             environment: root.variables.clone(),
         };

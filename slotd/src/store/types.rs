@@ -88,7 +88,7 @@ pub struct SlotView {
     pub verified_at: u64,
     /// installed, quick, full or empty.
     pub verified_how: &'static str,
-    /// RFC 3339; empty when it has no configuration of its own.
+    /// RFC 3339; empty when it has no configuration of its own. As of the last look at the slot.
     pub configuration: String,
     /// Runs now.
     pub current: bool,

@@ -8,9 +8,11 @@ use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
 
 use super::inspect::Installed;
-use super::surroundings::{Programs, Root};
+use super::surroundings::{Configuration, Programs, Root};
 use super::types::{Failure, Progress, TestReport, VerifyMode};
 use super::{Reservation, Store};
+use crate::device::device_mapper::Verity;
+use crate::domain::layout::Part;
 use crate::domain::manifest::Sha256Hex;
 use crate::domain::upgrade_check::{self as check, CheckResult, Verdict, VersionFacts};
 
@@ -141,6 +143,11 @@ impl Store {
         let root = Root {
             slot,
             size: manifest.root.size,
+            verity: Verity {
+                root_hash: manifest.root.verity.root_hash,
+                salt: manifest.root.verity.salt.clone(),
+                hash_offset: installed.layout.get(Part::Verity).map_or(u64::MAX, |tree| tree.offset),
+            },
             variables: vec![
                 ("SPS_VERSION".into(), manifest.version.clone()),
                 ("SPS_RUNNING_VERSION".into(), running.unwrap_or_default()),
@@ -191,9 +198,13 @@ impl Store {
     pub(super) fn configuration_date(&self, slot: SlotId) -> Result<Option<String>, Failure> {
         let (_, known) = self.find(slot)?;
         let Some(installed) = &known.installed else { return Ok(None) };
-        let found = self.surroundings.configuration(installed.manifest.root.verity.root_hash);
-        let found = found.map_err(|why| Failure::new(ErrorKind::Device, why))?;
+        let found = self.configuration_of(installed).map_err(|why| Failure::new(ErrorKind::Device, why))?;
         Ok(found.map(|configuration| configuration.date))
+    }
+
+    /// The configuration generation of a firmware. Reads the data partition.
+    pub(super) fn configuration_of(&self, installed: &Installed) -> Result<Option<Configuration>, String> {
+        self.surroundings.configuration(installed.manifest.root.verity.root_hash)
     }
 
     /// After this every selection needs a new test.

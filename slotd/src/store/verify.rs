@@ -13,8 +13,8 @@ use super::scan::{self, BadBlocks, Pace};
 use super::types::{Failure, Progress, VerifyMode, VerifyReport};
 use super::{Reservation, Slot, Store, owners, parts};
 use crate::device::buffer::Buffer;
+use crate::device::kernel;
 use crate::device::medium::Medium;
-use crate::device::scheduling;
 use crate::device::source::SourceError;
 use crate::domain::layout::Part;
 use crate::domain::manifest::BLOCK;
@@ -55,7 +55,7 @@ impl Store {
         // A boot image that is missing or different is rebuilt first, so that the check judges what is then there.
         self.settle_slot(index);
         let report = self.check(slot, mode, scheduled, progress);
-        scheduling::trim_memory();
+        kernel::trim_memory();
         let (sequence, report) = match report? {
             (Some(sequence), report) => (sequence, report),
             (None, report) => {

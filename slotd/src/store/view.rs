@@ -26,7 +26,7 @@ impl Store {
             let mut view = view(slot, known, &published.state);
             view.current = booted == Some(slot.id);
             view.after_reboot = next == Some(slot.id);
-            view.configuration = self.configuration_date(slot.id).ok().flatten().unwrap_or_default();
+            view.configuration.clone_from(&known.configuration);
             view
         });
         std::iter::once(self.recovery_view()).chain(firmware).collect()

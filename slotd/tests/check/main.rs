@@ -40,6 +40,7 @@ fn request(image: PathBuf, size: u64) -> Request {
         helper: PathBuf::from(env!("CARGO_BIN_EXE_upgrade-check")),
         image,
         size,
+        verity: None,
         deadline: Duration::from_secs(60),
         environment: vec![("SPS_FROM_VERSION".to_owned(), "2.1.0".to_owned())],
     }
