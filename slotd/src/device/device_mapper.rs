@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(&message[336..343], b"verity\0");
         assert_eq!(&message[352..358], b"1 8:2\0");
         let mut answer = Message::new(0);
-        answer.put(DEVICE, &(0x0012_fd34_u32).to_ne_bytes());
+        answer.put(DEVICE, &(0x0010_fd34_u32).to_ne_bytes());
         assert_eq!(answer.device(), (253, 0x134));
     }
 
