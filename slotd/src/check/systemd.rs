@@ -166,10 +166,9 @@ fn pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
 }
 
 /// What the unit may open, and how.
-fn devices(image: String) -> Vec<(String, String)> {
-    let device_mapper = [(device_mapper::CONTROL, "rw"), ("block-device-mapper", "r")];
-    let device_mapper = device_mapper.map(|(device, access)| (device.to_owned(), access.to_owned()));
-    [(image, "r".to_owned())].into_iter().chain(device_mapper).collect()
+fn devices(image: &str) -> [(String, String); 3] {
+    let allowed = [(image, "r"), (device_mapper::CONTROL, "rw"), ("block-device-mapper", "r")];
+    allowed.map(|(device, access)| (device.to_owned(), access.to_owned()))
 }
 
 /// The unit's properties, by their names on the bus.
@@ -202,7 +201,6 @@ fn properties(request: &Request, stdout: OwnedFd, stderr: OwnedFd) -> Vec<(&'sta
         ("RestrictAddressFamilies", (true, words(&["AF_UNIX"])).into()),
         // Devices: the slot, for reading, dm-verity over it, and the pseudo-devices that `closed` leaves.
         ("DevicePolicy", "closed".into()),
-        ("DeviceAllow", devices(image).into()),
         ("ProtectSystem", "strict".into()),
         ("ProtectHome", "yes".into()),
         ("ProtectProc", "invisible".into()),
@@ -214,6 +212,7 @@ fn properties(request: &Request, stdout: OwnedFd, stderr: OwnedFd) -> Vec<(&'sta
         ("TasksMax", TASKS.into()),
         ("LimitCORE", 0_u64.into()),
     ];
+    list.extend(devices(&image).map(|device| ("DeviceAllow", vec![device].into())));
     list.extend(
         [
             "NoNewPrivileges",

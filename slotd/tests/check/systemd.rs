@@ -25,7 +25,7 @@ use super::{TURN, assert_contained, can_mount, processes_with, request, wait_unt
 struct Seen {
     /// Methods, in order.
     calls: Vec<String>,
-    /// Properties of the last unit: name, signature and text of the value.
+    /// Properties of the last unit: name, signature and text of the value, or of the values of a list that came one by one.
     properties: BTreeMap<String, (String, String)>,
     /// Process id of its program.
     running: Option<u32>,
@@ -55,8 +55,9 @@ impl Fake {
         let mut command = None;
         let mut streams = Vec::new();
         for (key, value) in properties {
-            let described = (value.value_signature().to_string(), format!("{value:?}"));
-            seen.properties.insert(key.clone(), described);
+            let (signature, described) = (value.value_signature().to_string(), format!("{value:?}"));
+            let seen = seen.properties.entry(key.clone()).or_insert((signature, String::new()));
+            seen.1 += &described;
             match (key.as_str(), &*value) {
                 ("ExecStart", value) => command = Some(command_of(value)),
                 ("StandardOutputFileDescriptor" | "StandardErrorFileDescriptor", Variant::Fd(fd)) => {
