@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use slotd::store::InstallRequest;
 use system_tests::crash::appliance::{Appliance, Operation, request};
 use system_tests::crash::law::Outcome;
-use system_tests::crash::states::Detail;
+use system_tests::crash::states::Bounds;
 use system_tests::crash::{Report, Scenario, faults};
 use system_tests::recorder::{Event, Media};
 
@@ -19,8 +19,8 @@ fn replace() -> InstallRequest {
     InstallRequest { replace: true, ..request() }
 }
 
-fn passes(name: &str, scenario: &Scenario<'_>, detail: Detail) -> Report {
-    let report = scenario.check(detail);
+fn passes(name: &str, scenario: &Scenario<'_>, bounds: &Bounds) -> Report {
+    let report = scenario.check(bounds);
     println!("{name}: {} events, {report}", scenario.log.len());
     assert!(report.violations.is_empty(), "{name}: {report}");
     report
@@ -31,7 +31,7 @@ fn an_install_into_an_empty_slot_survives_every_cut() {
     let operation = Operation::Install(&APPLIANCE.new, request());
     let scenario = Scenario::record(&APPLIANCE, APPLIANCE.fresh.clone(), operation).unwrap();
     assert_eq!(scenario.before, Outcome::Empty);
-    let report = passes("install into an empty slot", &scenario, Detail::Full);
+    let report = passes("install into an empty slot", &scenario, &Bounds::quick());
     assert!(report.states >= 500 && report.second_cuts >= 100, "{report}");
 }
 
@@ -41,7 +41,7 @@ fn an_install_into_a_used_slot_survives_every_cut() {
     let operation = Operation::Install(&APPLIANCE.new, replace());
     let scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
     assert_eq!(scenario.before, Outcome::Verified(APPLIANCE.old.root_hash()));
-    let report = passes("install into a used slot", &scenario, Detail::Full);
+    let report = passes("install into a used slot", &scenario, &Bounds::quick());
     assert!(report.states >= 500 && report.second_cuts >= 100, "{report}");
 }
 
@@ -52,7 +52,7 @@ fn a_repair_survives_every_cut() {
     let operation = Operation::Install(&APPLIANCE.old, repair);
     let scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
     assert_eq!(scenario.before, Outcome::Bad("blocks".into()));
-    let report = passes("repair", &scenario, Detail::Coarse);
+    let report = passes("repair", &scenario, &Bounds::quick());
     assert!(report.states >= 25, "{report}");
 }
 
@@ -60,12 +60,12 @@ fn a_repair_survives_every_cut() {
 fn a_deletion_survives_every_cut() {
     let start = APPLIANCE.filled_with(&APPLIANCE.old).unwrap();
     let scenario = Scenario::record(&APPLIANCE, start, Operation::Delete).unwrap();
-    let report = passes("delete", &scenario, Detail::Full);
+    let report = passes("delete", &scenario, &Bounds::quick());
     assert!(report.states >= 10, "{report}");
     let start = APPLIANCE.interrupted(&APPLIANCE.old).unwrap();
     let scenario = Scenario::record(&APPLIANCE, start, Operation::Delete).unwrap();
     assert_eq!(scenario.before, Outcome::Writing);
-    passes("delete an interrupted install", &scenario, Detail::Full);
+    passes("delete an interrupted install", &scenario, &Bounds::quick());
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_cancelled_install_survives_every_cut() {
         APPLIANCE.cancel(&APPLIANCE.new, &replace(), recorder)
     })
     .unwrap();
-    let report = passes("cancel", &scenario, Detail::Coarse);
+    let report = passes("cancel", &scenario, &Bounds::quick());
     assert!(report.states >= 40, "{report}");
 }
 
@@ -90,7 +90,7 @@ fn a_resumed_install_survives_every_cut() {
             APPLIANCE.carry_out(operation, recorder)
         })
         .unwrap();
-    let report = passes("cancel and resume", &scenario, Detail::Coarse);
+    let report = passes("cancel and resume", &scenario, &Bounds::quick());
     assert!(report.states >= 60, "{report}");
 }
 
@@ -100,7 +100,7 @@ fn an_install_over_an_interrupted_one_survives_every_cut() {
     let operation = Operation::Install(&APPLIANCE.new, request());
     let scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
     assert_eq!(scenario.before, Outcome::Writing);
-    let report = passes("install over an interrupted one", &scenario, Detail::Coarse);
+    let report = passes("install over an interrupted one", &scenario, &Bounds::quick());
     assert!(report.states >= 40, "{report}");
 }
 
@@ -124,7 +124,7 @@ fn planted_faults_are_found() {
     for (name, fault, sign) in planted {
         scenario.log = fault(&scenario.start, &log);
         assert_ne!(scenario.log, log, "{name}: nothing was planted");
-        let report = scenario.check(Detail::Once);
+        let report = scenario.check(&Bounds::quick().once());
         println!("{name}: {report}");
         assert!(report.violations.iter().any(|v| v.contains(sign)), "{name}: {report}");
     }

@@ -21,7 +21,7 @@ use sps_base::error::ErrorKind;
 use crate::recorder::{Event, Media, Recorder};
 use appliance::{Appliance, Operation, RUNNING, TARGET, full_check, outcome, target};
 use law::{Law, Outcome};
-use states::{CrashState, Detail, after_cuts};
+use states::{Bounds, CrashState, after_cuts};
 
 /// The boot image of the slot that is changed.
 const BOOT_IMAGE: &str = "sps-slot-2.efi";
@@ -106,9 +106,9 @@ impl<'a> Scenario<'a> {
     }
 
     /// Cuts it everywhere, recovers, and compares with the law.
-    pub fn check(&self, detail: Detail) -> Report {
+    pub fn check(&self, bounds: &Bounds) -> Report {
         let right = self.law(self.before.clone()).after_each(&self.start, &self.log);
-        let states = after_cuts(&self.start, &self.log, &right, detail);
+        let states = after_cuts(&self.start, &self.log, &right, bounds);
         let checker = Checker { scenario: self, healthy: Mutex::default(), report: Mutex::default() };
         let (next, repeats) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
@@ -274,10 +274,10 @@ impl Checker<'_> {
     /// A second cut: in the recovery, and in the operation that is done again.
     fn cut_again(&self, state: &CrashState<Outcome>, recovered: &Recovered, repeated: &[Event]) -> Check<()> {
         let steady = vec![vec![recovered.outcome.clone()]; recovered.log.len() + 1];
-        let in_recovery = after_cuts(&state.media, &recovered.log, &steady, Detail::Once);
+        let in_recovery = after_cuts(&state.media, &recovered.log, &steady, &Bounds::quick().again());
         let law = self.scenario.law(recovered.outcome.clone());
         let right = law.after_each(&recovered.media, repeated);
-        let in_repetition = after_cuts(&recovered.media, repeated, &right, Detail::Once);
+        let in_repetition = after_cuts(&recovered.media, repeated, &right, &Bounds::quick().again());
         for second in in_recovery.iter().chain(&in_repetition) {
             self.note(|report| report.second_cuts += 1);
             self.recover(second).map_err(|why| format!("then {}: {why}", second.origin))?;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use slotd::domain::plan::SelectStep;
 use slotd::store::RevertRequest;
 
-use super::states::{CrashState, Detail, after_cuts, lost_neighbours};
+use super::states::{Bounds, CrashState, after_cuts, lost_neighbours};
 use super::{Check, ensure};
 use crate::recorder::{Event, Media, Recorder};
 use ground::Ground;
@@ -116,7 +116,7 @@ impl Scenario<'_> {
     /// neither a second cut nor a lost neighbour is tried.
     pub fn check(&self, sample: usize) -> Report {
         let right = right_after_each(&self.start, &self.log, self.first, &self.flips);
-        let mut states = after_cuts(&self.start, &self.log, &right, Detail::Full);
+        let mut states = after_cuts(&self.start, &self.log, &right, &Bounds::quick());
         let mut neighbours = lost_neighbours(&self.start, &self.log, &right);
         neighbours.truncate(if sample == 0 { 0 } else { neighbours.len() });
         let mut report = Report {
@@ -231,7 +231,7 @@ impl Checker<'_> {
         let right: Vec<End> =
             [settled.verdict.end].into_iter().chain(scenario.after_second.iter().copied()).collect();
         let right = vec![right; log.len() + 1];
-        let mut second = after_cuts(&state.media, log, &right, Detail::Coarse);
+        let mut second = after_cuts(&state.media, log, &right, &Bounds::quick().again());
         second.extend(lost_neighbours(&state.media, log, &right));
         let total = second.len();
         let mut checked = 0;

@@ -1,10 +1,12 @@
 //! Media in memory that log every change in one global order.
 
+mod image;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 use slotd::device::esp::{Esp, EspError};
@@ -14,98 +16,11 @@ use slotd::device::medium::{Medium, MediumError};
 use slotd::device::probe::Readback;
 use slotd::domain::envblk;
 
-const PAGE: usize = 4096;
+use image::PAGE;
+pub use image::{Data, Image};
+
 /// What the simulated ESP holds in bytes.
 const ESP_SIZE: u64 = 64 << 20;
-
-/// 4 KiB and, once asked for, their digest.
-#[derive(Debug)]
-struct Page {
-    bytes: [u8; PAGE],
-    digest: OnceLock<[u8; 32]>,
-}
-
-impl Page {
-    fn new(bytes: &[u8; PAGE]) -> Arc<Self> {
-        Arc::new(Self { bytes: *bytes, digest: OnceLock::new() })
-    }
-
-    fn digest(&self) -> &[u8; 32] {
-        self.digest.get_or_init(|| Sha256::digest(self.bytes).into())
-    }
-}
-
-static ZERO: LazyLock<Arc<Page>> = LazyLock::new(|| Page::new(&[0; PAGE]));
-
-/// The content of a medium. Copies share the pages that do not differ.
-#[derive(Clone, Debug)]
-pub struct Image {
-    pages: Vec<Arc<Page>>,
-}
-
-impl Image {
-    /// `size` bytes of zeros, rounded up to 4 KiB.
-    pub fn new(size: usize) -> Self {
-        Self { pages: vec![Arc::clone(&ZERO); size.div_ceil(PAGE)] }
-    }
-
-    /// Length in bytes.
-    pub fn size(&self) -> u64 {
-        (self.pages.len() * PAGE) as u64
-    }
-
-    /// Fills `buf` from `offset`; false when that reaches past the end.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        self.pieces(offset, buf.len()).is_some_and(|pieces| {
-            let mut done = 0;
-            for (page, at, len) in pieces {
-                buf[done..done + len].copy_from_slice(&self.pages[page].bytes[at..at + len]);
-                done += len;
-            }
-            true
-        })
-    }
-
-    /// Replaces what lies at `offset` by `data`; false when that reaches past the end.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> bool {
-        self.pieces(offset, data.len()).is_some_and(|pieces| {
-            let mut done = 0;
-            for (page, at, len) in pieces {
-                let mut bytes = self.pages[page].bytes;
-                bytes[at..at + len].copy_from_slice(&data[done..done + len]);
-                self.pages[page] = Page::new(&bytes);
-                done += len;
-            }
-            true
-        })
-    }
-
-    /// Pages that `len` bytes at `offset` touch: number, offset in the page, length.
-    fn pieces(&self, offset: u64, len: usize) -> Option<impl Iterator<Item = (usize, usize, usize)> + use<>> {
-        let start = usize::try_from(offset).ok()?;
-        let end = start.checked_add(len).filter(|end| *end as u64 <= self.size())?;
-        Some((start / PAGE..end.div_ceil(PAGE)).map(move |page| {
-            let from = start.max(page * PAGE);
-            (page, from - page * PAGE, end.min((page + 1) * PAGE) - from)
-        }))
-    }
-
-    /// SHA-256 over the digests of all pages.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        for page in &self.pages {
-            hash.update(page.digest());
-        }
-        hash.finalize().into()
-    }
-}
-
-impl PartialEq for Image {
-    fn eq(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Arc<Page>, &Arc<Page>)| Arc::ptr_eq(a, b) || a.bytes == b.bytes;
-        self.pages.len() == other.pages.len() && self.pages.iter().zip(&other.pages).all(same)
-    }
-}
 
 /// Files of the ESP by name.
 pub type Files = BTreeMap<String, Arc<Content>>;
@@ -202,7 +117,7 @@ impl Media {
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::Write { device, offset, data } => {
-                self.image(*device).write(*offset, data);
+                self.image(*device).write_part(*offset, data, 0, data.len());
             }
             Event::EspCreate { name } => {
                 self.esp.insert(name.clone(), Content::new(Vec::new()));
@@ -233,7 +148,7 @@ pub enum Event {
         /// Byte.
         offset: u64,
         /// What.
-        data: Arc<[u8]>,
+        data: Data,
     },
     /// Everything written to this medium before is on stable storage.
     Flush {
