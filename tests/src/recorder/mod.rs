@@ -214,10 +214,47 @@ impl std::fmt::Debug for Event {
 /// Called with each event after it was carried out.
 type Watcher = Box<dyn FnMut(&Event) + Send>;
 
+/// What the media do besides what they should.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Blocks that cannot be read until they are written again, by their first byte.
+    pub unreadable: Vec<(Device, u64)>,
+    /// After so many reads of what has changed, one answers with what these media hold.
+    pub stale: Option<(usize, Media)>,
+    /// The ESP holds no more bytes than these, whatever it says is free.
+    pub esp_limit: Option<u64>,
+}
+
 struct Inner {
     media: Media,
     log: Vec<Event>,
     watcher: Option<Watcher>,
+    faults: Faults,
+}
+
+impl Inner {
+    /// Fills `buf` from a medium, as the faults let it.
+    fn read(&mut self, device: Device, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let bad = |(of, at): &(Device, u64)| *of == device && *at < end && at + PAGE as u64 > offset;
+        if self.faults.unreadable.iter().any(bad) {
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
+        }
+        if !self.media.image(device).read(offset, buf) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let Some((left, old)) = &mut self.faults.stale else { return Ok(()) };
+        let mut then = vec![0; buf.len()];
+        if old.image(device).read(offset, &mut then) && then != *buf {
+            if *left == 0 {
+                buf.copy_from_slice(&then);
+                self.faults.stale = None;
+            } else {
+                *left -= 1;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Media that log what is done to them. Clones are the same media.
@@ -233,7 +270,19 @@ impl std::fmt::Debug for Recorder {
 impl Recorder {
     /// Media with this content and an empty log.
     pub fn new(media: Media) -> Self {
-        Self(Arc::new(Mutex::new(Inner { media, log: Vec::new(), watcher: None })))
+        Self(Arc::new(Mutex::new(Inner { media, log: Vec::new(), watcher: None, faults: Faults::default() })))
+    }
+
+    /// The same, with faults.
+    pub fn faulty(media: Media, faults: Faults) -> Self {
+        let recorder = Self::new(media);
+        recorder.lock().faults = faults;
+        recorder
+    }
+
+    /// Whether a read has answered with old content.
+    pub fn was_stale(&self) -> bool {
+        self.lock().faults.stale.is_none()
     }
 
     /// Has `watcher` called with each event, on the thread that caused it.
@@ -274,6 +323,10 @@ impl Recorder {
     fn record(&self, event: Event) {
         let mut inner = self.lock();
         inner.media.apply(&event);
+        if let Event::Write { device, offset, data } = &event {
+            let written = *offset..offset.saturating_add(data.len() as u64);
+            inner.faults.unreadable.retain(|(of, at)| of != device || !written.contains(at));
+        }
         if let Some(watcher) = &mut inner.watcher {
             watcher(&event);
         }
@@ -289,15 +342,9 @@ struct RecordedMedium {
 }
 
 impl RecordedMedium {
-    fn fail(&self, operation: &'static str, offset: u64, length: usize) -> MediumError {
+    fn fail(&self, operation: &'static str, offset: u64, length: usize, source: io::Error) -> MediumError {
         let path = format!("{:?}", self.device).into();
-        MediumError {
-            path,
-            operation,
-            offset,
-            length: length as u64,
-            source: io::ErrorKind::InvalidInput.into(),
-        }
+        MediumError { path, operation, offset, length: length as u64, source }
     }
 }
 
@@ -307,15 +354,15 @@ impl Medium for RecordedMedium {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), MediumError> {
-        let read = self.recorder.lock().media.image(self.device).read(offset, buf);
-        if read { Ok(()) } else { Err(self.fail("read", offset, buf.len())) }
+        let read = self.recorder.lock().read(self.device, offset, buf);
+        read.map_err(|source| self.fail("read", offset, buf.len(), source))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), MediumError> {
         let whole = offset.is_multiple_of(PAGE as u64) && data.len().is_multiple_of(PAGE);
         let inside = offset.checked_add(data.len() as u64).is_some_and(|end| end <= self.size);
         if !(whole && inside) {
-            return Err(self.fail("write", offset, data.len()));
+            return Err(self.fail("write", offset, data.len(), io::ErrorKind::InvalidInput.into()));
         }
         self.recorder.record(Event::Write { device: self.device, offset, data: data.into() });
         Ok(())
@@ -369,6 +416,11 @@ impl Esp for RecordedEsp {
 
     fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), EspError> {
         self.existing(name, "write")?;
+        let held = ESP_SIZE.saturating_sub(self.free()?);
+        if self.0.lock().faults.esp_limit.is_some_and(|limit| held + data.len() as u64 > limit) {
+            let source = io::Error::from_raw_os_error(nix::libc::ENOSPC);
+            return Err(EspError { path: name.into(), operation: "write", source });
+        }
         self.0.record(Event::EspWrite { name: name.into(), offset, data: data.into() });
         Ok(())
     }

@@ -11,6 +11,7 @@ mod window;
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 pub use draw::{Draw, first_word};
@@ -55,6 +56,12 @@ impl Bounds {
     /// The same, of this seed.
     pub const fn seeded(self, seed: u64) -> Self {
         Self { seed, ..self }
+    }
+
+    /// About so many states of a scenario with so many events: what is drawn makes up for what is not there.
+    pub const fn reaching(self, states: usize, events: usize) -> Self {
+        let drawn = states / if events == 0 { 1 } else { events };
+        Self { drawn, repeat: 24 + drawn / 40, ..self }
     }
 
     /// Only one cut, nothing is repeated: for what is cut after a cut, and to look for a fault that was planted.
@@ -201,7 +208,7 @@ impl<R: Clone + PartialEq> States<'_, R> {
             0 => false,
             // What lost nothing always is.
             _ if origin == Origin::at(origin.cut) => true,
-            some => sample(&[&origin], self.bounds.seed, some),
+            some => sample(&origin, self.bounds.seed, some),
         };
         let neighbour = self.neighbour;
         (self.visit)(CrashState { media, right, origin, known, repeat, neighbour });
@@ -209,13 +216,13 @@ impl<R: Clone + PartialEq> States<'_, R> {
 }
 
 /// Whether this chain of cuts is the one in `of` that is looked at more closely.
-pub fn sample(chain: &[&Origin], seed: u64, of: usize) -> bool {
-    of > 0 && Draw::new(seed, &[fingerprint(chain)]).once_in(of)
+pub fn sample(cuts: &(impl Serialize + ?Sized), seed: u64, of: usize) -> bool {
+    of > 0 && Draw::new(seed, &[fingerprint(cuts)]).once_in(of)
 }
 
 /// A number that tells chains of cuts apart.
-pub fn fingerprint(chain: &[&Origin]) -> u64 {
-    first_word(&Sha256::digest(serde_json::to_vec(chain).unwrap_or_default()))
+pub fn fingerprint(cuts: &(impl Serialize + ?Sized)) -> u64 {
+    first_word(&Sha256::digest(serde_json::to_vec(cuts).unwrap_or_default()))
 }
 
 /// What is tried after each event, whatever the seed.
