@@ -188,6 +188,10 @@ impl<V: Variables, C: Conf> Loader for SystemdBoot<V, C> {
         let value = value(entry);
         // What is refused is refused before anything is changed.
         let conf = self.next_conf(&value)?;
+        // A one-shot that is no text the loader neither starts nor removes; until it is gone nothing can be told.
+        if let Copy::Broken(_) = variable(&*variables, efivar::ONE_SHOT)? {
+            variables.remove(efivar::ONE_SHOT)?;
+        }
         set_variable(&*variables, efivar::DEFAULT, &value)?;
         self.write_conf(&conf)
     }
