@@ -5,21 +5,23 @@ mod image;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 use slotd::device::esp::{Esp, EspError};
+use slotd::device::loader::efivarfs::Variables;
 use slotd::device::loader::grub::{Block, Grub};
+use slotd::device::loader::uefi::{Conf, LOADER_CONF, SystemdBoot};
 use slotd::device::loader::{Loader, LoaderError};
 use slotd::device::medium::{Medium, MediumError};
 use slotd::device::probe::Readback;
-use slotd::domain::envblk;
+use slotd::domain::{efivar, envblk};
 
 use image::PAGE;
 pub use image::{Data, Image};
 
-/// What the simulated ESP holds in bytes.
+/// What a simulated ESP holds in bytes, unless told otherwise.
 const ESP_SIZE: u64 = 64 << 20;
 
 /// Files of the ESP by name.
@@ -65,6 +67,9 @@ pub enum Device {
     Slot(usize),
 }
 
+/// Variables of the UEFI firmware, by name: attributes and text.
+pub type FirmwareVariables = BTreeMap<String, Vec<u8>>;
+
 /// All media of an appliance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Media {
@@ -76,6 +81,10 @@ pub struct Media {
     pub esp: Files,
     /// GRUB's environment block.
     pub loader: [u8; envblk::SIZE],
+    /// The variables of a machine that systemd-boot starts; `None` where GRUB does.
+    pub variables: Option<FirmwareVariables>,
+    /// What the ESP holds in bytes.
+    pub esp_size: u64,
 }
 
 impl Media {
@@ -87,6 +96,8 @@ impl Media {
             slots: vec![Image::new(slot_size); slots],
             esp: Files::new(),
             loader,
+            variables: None,
+            esp_size: ESP_SIZE,
         }
     }
 
@@ -110,6 +121,10 @@ impl Media {
             hash.update(content.digest());
         }
         hash.update(self.loader);
+        for (name, bytes) in self.variables.iter().flatten() {
+            hash.update(Sha256::digest(name));
+            hash.update(Sha256::digest(bytes));
+        }
         hash.finalize().into()
     }
 
@@ -133,6 +148,13 @@ impl Media {
                 self.esp.remove(name);
             }
             Event::Loader { block } => self.loader = **block,
+            Event::Variable { name, bytes } => {
+                let variables = self.variables.get_or_insert_default();
+                match bytes {
+                    Some(bytes) => variables.insert(name.clone(), bytes.to_vec()),
+                    None => variables.remove(name),
+                };
+            }
             Event::Flush { .. } | Event::EspSyncFile { .. } | Event::EspSync => {}
         }
     }
@@ -186,6 +208,13 @@ pub enum Event {
         /// What it is now.
         block: Arc<[u8; envblk::SIZE]>,
     },
+    /// A variable of the UEFI firmware was set or removed as a whole, and that is on stable storage.
+    Variable {
+        /// Its name.
+        name: String,
+        /// What it is now; `None` when it is gone.
+        bytes: Option<Arc<[u8]>>,
+    },
 }
 
 impl std::fmt::Debug for Event {
@@ -206,6 +235,11 @@ impl std::fmt::Debug for Event {
                 let text = String::from_utf8_lossy(&block[..]);
                 let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
                 write!(f, "loader: write {settings:?}")
+            }
+            Self::Variable { name, bytes: None } => write!(f, "loader: remove {name}"),
+            Self::Variable { name, bytes: Some(bytes) } => {
+                let text = efivar::decode(bytes).unwrap_or_else(|e| e.to_string());
+                write!(f, "loader: set {name} to {text}")
             }
         }
     }
@@ -313,7 +347,10 @@ impl Recorder {
 
     /// The boot loader's settings, as slotd takes them.
     pub fn loader(&self) -> Arc<dyn Loader> {
-        Arc::new(Grub::new(RecordedBlock(self.clone())))
+        if self.lock().media.variables.is_none() {
+            return Arc::new(Grub::new(RecordedBlock(self.clone())));
+        }
+        Arc::new(SystemdBoot::with_conf(RecordedVariables(self.clone()), RecordedConf(self.clone())))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -394,7 +431,8 @@ impl Esp for RecordedEsp {
     }
 
     fn list(&self) -> Result<Vec<String>, EspError> {
-        Ok(self.0.lock().media.esp.keys().cloned().collect())
+        // Of the directory with the boot images only.
+        Ok(self.0.lock().media.esp.keys().filter(|name| !name.contains('/')).cloned().collect())
     }
 
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<(), EspError> {
@@ -416,8 +454,13 @@ impl Esp for RecordedEsp {
 
     fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), EspError> {
         self.existing(name, "write")?;
-        let held = ESP_SIZE.saturating_sub(self.free()?);
-        if self.0.lock().faults.esp_limit.is_some_and(|limit| held + data.len() as u64 > limit) {
+        let free = self.free()?;
+        let (limit, held) = {
+            let inner = self.0.lock();
+            let held: usize = inner.media.esp.values().map(|content| content.len()).sum();
+            (inner.faults.esp_limit.unwrap_or(u64::MAX), held as u64)
+        };
+        if data.len() as u64 > free || held + data.len() as u64 > limit {
             let source = io::Error::from_raw_os_error(nix::libc::ENOSPC);
             return Err(EspError { path: name.into(), operation: "write", source });
         }
@@ -442,8 +485,9 @@ impl Esp for RecordedEsp {
     }
 
     fn free(&self) -> Result<u64, EspError> {
-        let held: u64 = self.0.lock().media.esp.values().map(|content| content.len() as u64).sum();
-        Ok(ESP_SIZE.saturating_sub(held))
+        let media = &self.0.lock().media;
+        let held: u64 = media.esp.values().map(|content| content.len() as u64).sum();
+        Ok(media.esp_size.saturating_sub(held))
     }
 }
 
@@ -461,6 +505,57 @@ impl Block for RecordedBlock {
 
     fn write(&self, block: &[u8; envblk::SIZE]) -> Result<(), LoaderError> {
         self.0.record(Event::Loader { block: Arc::new(*block) });
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct RecordedVariables(Recorder);
+
+impl Variables for RecordedVariables {
+    fn path(&self, variable: &str) -> PathBuf {
+        variable.into()
+    }
+
+    fn read(&self, variable: &str) -> Result<Option<Vec<u8>>, LoaderError> {
+        Ok(self.0.lock().media.variables.as_ref().and_then(|variables| variables.get(variable)).cloned())
+    }
+
+    fn write(&self, variable: &str, bytes: &[u8]) -> Result<(), LoaderError> {
+        self.0.record(Event::Variable { name: variable.into(), bytes: Some(bytes.into()) });
+        Ok(())
+    }
+
+    fn remove(&self, variable: &str) -> Result<(), LoaderError> {
+        if self.read(variable)?.is_some() {
+            self.0.record(Event::Variable { name: variable.into(), bytes: None });
+        }
+        Ok(())
+    }
+}
+
+/// `loader.conf` as a file of the recorded ESP.
+#[derive(Debug)]
+struct RecordedConf(Recorder);
+
+impl Conf for RecordedConf {
+    fn path(&self) -> &Path {
+        Path::new(LOADER_CONF)
+    }
+
+    fn read(&self) -> Result<Option<Vec<u8>>, LoaderError> {
+        Ok(self.0.lock().media.esp.get(LOADER_CONF).map(|content| content.to_vec()))
+    }
+
+    fn write(&self, text: &[u8]) -> Result<(), LoaderError> {
+        let name = || LOADER_CONF.to_owned();
+        // A shorter one is cut: in a log that is a new file.
+        if self.read()?.is_none_or(|old| old.len() > text.len()) {
+            self.0.record(Event::EspCreate { name: name() });
+        }
+        self.0.record(Event::EspWrite { name: name(), offset: 0, data: text.into() });
+        self.0.record(Event::EspSyncFile { name: name() });
+        self.0.record(Event::EspSync);
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use clap::Args as Arguments;
 use super::appliance::Appliance;
 use super::case::{Case, shrink};
 use super::faults::{self, Fault};
-use super::states::Bounds;
+use super::states::{Bounds, loose};
 use super::{Report, Scenario, Violation, mishaps, scenarios};
 use table::{FaultRow, MishapRow, Row, Table};
 
@@ -22,6 +22,8 @@ pub const LEAST: usize = 500;
 pub const LEAST_OF_ALL: usize = 100_000;
 /// What `--deep` reaches at least.
 pub const DEEP: usize = 10_000_000;
+/// States after a first cut of each scenario of the first table, where nothing else is asked for.
+const REACH: usize = 2600;
 /// Violations of a scenario that are shrunk and kept.
 const KEPT: usize = 3;
 /// States of one family of failing media and one scenario.
@@ -61,23 +63,23 @@ impl Args {
         self.scenario.is_empty() || self.scenario.iter().any(|chosen| chosen == name)
     }
 
-    /// How far to look at one scenario of the first table, which has so many events.
-    fn bounds(&self, events: usize) -> Bounds {
-        let wanted = self.states.or(self.deep.then_some(DEEP + DEEP / 10));
-        let bounds = Bounds::ci().seeded(self.seed);
-        let each = wanted.map(|wanted| wanted / scenarios::ALL.len());
-        each.map_or(bounds, |each| bounds.reaching(each, events))
+    /// How many states are asked for; `None` is what every change is checked with.
+    fn wanted(&self) -> Option<usize> {
+        self.states.or(self.deep.then_some(DEEP + DEEP / 10))
+    }
+
+    /// How far to look at one scenario of the first table.
+    fn bounds(&self, scenario: &Scenario<'_>) -> Bounds {
+        let wanted = self.wanted().map_or(REACH, |wanted| wanted / scenarios::ALL.len());
+        Bounds::ci().seeded(self.seed).reaching(wanted, loose(&scenario.log))
     }
 }
 
 /// Runs what `args` ask for. True when everything held and every fault was found.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
     if args.list {
-        scenarios::ALL
-            .iter()
-            .map(|(name, _)| *name)
-            .chain(second::names()?)
-            .for_each(|name| println!("{name}"));
+        scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
+        second::names()?.iter().for_each(|name| println!("{name}"));
         return Ok(true);
     }
     // What is caught here is told as a violation; a message for each of thousands helps nobody.
@@ -122,7 +124,7 @@ fn first(args: &Args, appliance: &Appliance, table: &mut Table) -> anyhow::Resul
     for (name, make) in scenarios::ALL.iter().filter(|(name, _)| args.chosen(name)) {
         let scenario = make(appliance).with_context(|| format!("cannot record {name}"))?;
         let begin = Instant::now();
-        let report = scenario.check(&args.bounds(scenario.log.len()));
+        let report = scenario.check(&args.bounds(&scenario));
         let found = mishaps::check(&scenario, MISHAPS);
         let row = Row::of(name, &report, begin.elapsed().as_secs_f64());
         table.add(row);

@@ -58,10 +58,11 @@ impl Bounds {
         Self { seed, ..self }
     }
 
-    /// About so many states of a scenario with so many events: what is drawn makes up for what is not there.
-    pub const fn reaching(self, states: usize, events: usize) -> Self {
-        let drawn = states / if events == 0 { 1 } else { events };
-        Self { drawn, repeat: 24 + drawn / 40, ..self }
+    /// About so many states of a log of which so many events leave something to be lost: what is drawn makes up for
+    /// what is not there. The more there are, the fewer of them are looked at more closely.
+    pub const fn reaching(self, states: usize, loose: usize) -> Self {
+        let drawn = states / if loose == 0 { 1 } else { loose };
+        Self { drawn, repeat: if self.repeat > states / 200 { self.repeat } else { states / 200 }, ..self }
     }
 
     /// Only one cut, nothing is repeated: for what is cut after a cut, and to look for a fault that was planted.
@@ -124,12 +125,18 @@ pub fn each_after_cuts<R: Clone + PartialEq>(
         let either = [earlier, allowed].concat();
         let mut add = |origin: Origin| {
             let torn = window.torn_loader().is_some_and(|number| origin.writes.contains_key(&number));
-            states.add(&window, origin, if torn { &either } else { allowed });
+            states.add(&window, origin, if torn { &either } else { allowed })
         };
-        systematic(&window, cut, bounds).into_iter().for_each(&mut add);
+        for origin in systematic(&window, cut, bounds) {
+            add(origin);
+        }
         if window.writes().next().is_some() || !window.touched().is_empty() {
             let mut draw = Draw::new(bounds.seed, &[cut as u64]);
-            (0..bounds.drawn).for_each(|_| add(drawn(&window, cut, &mut draw)));
+            // Different draws may leave the same; where few are new after many, there are no more.
+            let mut new = 0;
+            for _ in 0..3 * bounds.drawn {
+                new += usize::from(new < bounds.drawn && add(drawn(&window, cut, &mut draw)));
+            }
         }
     }
 }
@@ -173,6 +180,30 @@ pub fn lost_neighbours<R: Clone + PartialEq>(
     found
 }
 
+/// After how many events of `log` there is something that a cut may take.
+pub fn loose(log: &[Event]) -> usize {
+    let (mut pending, mut loose) = (Vec::new(), 0);
+    for event in log {
+        match event {
+            Event::Flush { device } => {
+                pending.retain(
+                    |e: &&Event| !matches!(e, Event::Write { device: written, .. } if written == device),
+                );
+            }
+            Event::EspSync => pending.retain(|e| matches!(e, Event::Write { .. })),
+            Event::Write { .. }
+            | Event::EspCreate { .. }
+            | Event::EspWrite { .. }
+            | Event::EspRemove { .. } => {
+                pending.push(event);
+            }
+            _ => {}
+        }
+        loose += usize::from(!pending.is_empty());
+    }
+    loose
+}
+
 /// The media that `origin` makes of `start` and `log`.
 pub fn rebuild(start: &Media, log: &[Event], origin: &Origin) -> Media {
     Window::at(start, log, origin.cut, origin.lied).build(origin)
@@ -188,13 +219,14 @@ struct States<'a, R> {
 }
 
 impl<R: Clone + PartialEq> States<'_, R> {
-    fn add(&mut self, window: &Window, origin: Origin, right: &[R]) {
+    /// True where the content is new.
+    fn add(&mut self, window: &Window, origin: Origin, right: &[R]) -> bool {
         let media = window.build(&origin);
         let key = key(&media);
         let known = self.seen.get(&key).and_then(|index| self.rights.get(*index as usize));
         let right = match known {
             // Nothing that was right before is wrong now.
-            Some(earlier) if earlier.iter().all(|one| right.contains(one)) => return,
+            Some(earlier) if earlier.iter().all(|one| right.contains(one)) => return false,
             Some(earlier) => earlier.iter().filter(|one| right.contains(one)).cloned().collect(),
             None => right.to_vec(),
         };
@@ -212,6 +244,7 @@ impl<R: Clone + PartialEq> States<'_, R> {
         };
         let neighbour = self.neighbour;
         (self.visit)(CrashState { media, right, origin, known, repeat, neighbour });
+        !known
     }
 }
 

@@ -53,6 +53,8 @@ impl Window {
                 self.pending.retain(|(_, e)| matches!(e, Event::Write { .. }));
             }
             Event::Loader { block } => self.durable.loader = **block,
+            // Old or new, never in between: the firmware replaces it as a whole.
+            Event::Variable { .. } => self.durable.apply(event),
             _ => self.pending.push((self.events, event.clone())),
         }
         self.events += 1;
