@@ -102,10 +102,7 @@ fn a_violation_is_shrunk_and_replayed() {
 fn cuts_in_a_row_are_replayed() {
     let file = ("sps-slot-2.efi".to_owned(), FileFate::Short { old: true, length: 512 });
     let cut = |during, cut| Cut { during, origin: Origin::at(cut) };
-    let first = Cut {
-        during: During::Run,
-        origin: Origin { files: [file].into(), ..Origin::at(3) },
-    };
+    let first = Cut { during: During::Run, origin: Origin { files: [file].into(), ..Origin::at(3) } };
     let cuts = vec![first, cut(During::Recovery, 1), cut(During::Repetition, 0)];
     let case = Case { scenario: "delete".into(), fault: None, cuts, violation: None };
     assert_eq!(case.replay(&APPLIANCE).unwrap(), None);
@@ -126,7 +123,10 @@ fn failing_media_break_no_promise() {
     for name in ["install into a used slot", "delete"] {
         for found in mishaps::check(&scenario(name), 12) {
             let mishaps::Found { family, states, violations } = found;
-            assert!(states > 0 && violations.is_empty(), "{name}, {family:?}: {states} states, {violations:#?}");
+            assert!(
+                states > 0 && violations.is_empty(),
+                "{name}, {family:?}: {states} states, {violations:#?}"
+            );
         }
     }
 }

@@ -60,8 +60,8 @@ impl Case {
 
 fn replay(scenario: &Scenario<'_>, cuts: &[Cut]) -> Check<()> {
     let checker = Checker::new(scenario, &Bounds::quick());
-    let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| checker.replay(cuts)));
-    checked.unwrap_or_else(|_| Err("panicked".into()))
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| checker.replay(cuts)));
+    done.unwrap_or_else(|_| Err("panicked".into()))
 }
 
 /// The kind of a violation: its first words, without what differs from state to state.

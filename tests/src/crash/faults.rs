@@ -80,7 +80,7 @@ pub const ALL: [Fault; 28] = [
     fault(Plan::Install, ZeroTrailer, "old trailer kept", |s| s.without(ZeroTrailer), "right is [Writing]"),
     fault(Plan::Install, ZeroTrailer, "not flushed", |s| s.unflushed(ZeroTrailer), OTHERWISE),
     fault(Plan::Install, WriteParts, "not flushed before the trailer", |s| s.unflushed(WriteParts), BLOCKS),
-    fault(Plan::Install, WriteParts, "a chunk left out", |s| s.without_a_chunk(), BLOCKS),
+    fault(Plan::Install, WriteParts, "a chunk left out", |s| s.without_chunk_at(0), BLOCKS),
     fault(
         Plan::Install,
         WriteTrailer,

@@ -91,8 +91,8 @@ pub fn check(scenario: &Scenario<'_>, most: usize) -> Vec<Found> {
             survives(scenario, &checker, family, one).err().map(|why| format!("{}: {why}", one.what))
         };
         let run = |one: &Try| {
-            let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(one)));
-            checked.unwrap_or_else(|_| Some(format!("{}: panicked", one.what)))
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(one)));
+            done.unwrap_or_else(|_| Some(format!("{}: panicked", one.what)))
         };
         Found { family, states: tries.len(), violations: tries.iter().filter_map(run).collect() }
     };
