@@ -140,11 +140,10 @@ impl Scenario<'_> {
         self.log = kept.map(|(event, _)| event.clone()).collect();
     }
 
-    /// Does not write the first chunk of the root.
-    fn without_a_chunk(&mut self) {
-        let root =
-            |event: &Event| matches!(event, Event::Write { device, offset: 0, .. } if *device == TARGET);
-        self.log.retain(|event| !root(event));
+    /// Does not write what lies at this byte of the slot.
+    fn without_chunk_at(&mut self, at: u64) {
+        let there = |event: &Event| matches!(event, Event::Write { device, offset, .. } if *device == TARGET && *offset == at);
+        self.log.retain(|event| !there(event));
     }
 
     /// Carries all of `step` out in front of the first of `before`.

@@ -18,6 +18,8 @@ use table::{FaultRow, MishapRow, Row, Table};
 
 /// Fewest distinct states of a scenario.
 pub const LEAST: usize = 500;
+/// Four short writes and no file of the ESP: there are not so many states, and all of them are tried.
+const SMALL: &str = "delete an interrupted install";
 /// Fewest distinct states of all scenarios.
 pub const LEAST_OF_ALL: usize = 100_000;
 /// What `--deep` reaches at least.

@@ -391,7 +391,7 @@ fn drawn(window: &Window, cut: usize, draw: &mut Draw) -> Origin {
     }
     for name in window.touched() {
         let unit = if draw.once_in(2) { 512 } else { 4096 };
-        let old = draw.once_in(2);
+        let old = window.length(name, false).is_none() || draw.once_in(2);
         let length = window.length(name, old);
         let fate = match (draw.below(6), length) {
             (0, _) => None,
