@@ -1,7 +1,8 @@
 //! The durable record: how a small state survives any power cut without a file system.
 //!
-//! Two records of [`RECORD`] bytes lie far apart and are written in turn; the valid one with the higher sequence
-//! number counts. Pure: reading and writing them is the caller's.
+//! Two records of [`RECORD`] bytes lie far apart and are written in turn; the valid one with the later sequence
+//! number counts. Sequence numbers go round: after the largest comes 0 (serial number arithmetic, RFC 1982). Pure:
+//! reading and writing them is the caller's.
 //!
 //! Layout, little endian: magic (8) · sequence u64 · payload length u32 · zero (12) · SHA-256 over those 32 bytes and
 //! the payload (32) · payload · zeros.
@@ -20,7 +21,7 @@ const HEADER: usize = 64;
 /// A record that verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Rises by one with each write.
+    /// Rises by one with each write, as [`next_sequence`] does.
     pub sequence: u64,
     /// What was stored.
     pub payload: Vec<u8>,
@@ -90,11 +91,21 @@ pub fn choose(
     second: Result<Record, RecordError>,
 ) -> Result<(Record, usize), [RecordError; 2]> {
     match (first, second) {
-        (Ok(a), Ok(b)) if b.sequence > a.sequence => Ok((b, 0)),
+        (Ok(a), Ok(b)) if is_later(b.sequence, a.sequence) => Ok((b, 0)),
         (Ok(a), _) => Ok((a, 1)),
         (Err(_), Ok(b)) => Ok((b, 0)),
         (Err(a), Err(b)) => Err([a, b]),
     }
+}
+
+/// The sequence number of the next write.
+pub fn next_sequence(sequence: u64) -> u64 {
+    sequence.wrapping_add(1)
+}
+
+/// Whether `one` comes after `other`: it is less than half way round ahead.
+fn is_later(one: u64, other: u64) -> bool {
+    (1..1 << 63).contains(&one.wrapping_sub(other))
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> [u8; 32] {
@@ -127,6 +138,16 @@ mod tests {
         assert_eq!(choose(Err(RecordError::Checksum), Ok(record(5))), Ok((record(5), 0)));
         assert_eq!(choose(Ok(record(6)), Err(RecordError::Magic)), Ok((record(6), 1)));
         assert!(choose(Err(RecordError::Magic), Err(RecordError::Checksum)).is_err());
+    }
+
+    #[test]
+    fn the_sequence_goes_round() {
+        let last = u64::MAX;
+        assert_eq!(next_sequence(last), 0);
+        assert_eq!(choose(Ok(record(last)), Ok(record(0))), Ok((record(0), 0)));
+        assert_eq!(choose(Ok(record(0)), Ok(record(last))), Ok((record(0), 1)));
+        assert_eq!(choose(Ok(record(last - 1)), Ok(record(last))), Ok((record(last), 0)));
+        assert_eq!(choose(Ok(record(1 << 63)), Ok(record((1 << 63) - 1))), Ok((record(1 << 63), 1)));
     }
 
     #[test]

@@ -1,131 +1,132 @@
-//! Every operation on a slot, cut everywhere: what the table "Who writes what, when" says of each cut.
+//! The crash checker itself: what it reaches, that it finds what is wrong, and that it says the same twice.
+//! `cargo xtask prove` runs it at length.
 #![expect(clippy::unwrap_used, reason = "a test that cannot prepare its media fails here")]
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use slotd::store::InstallRequest;
+use slotd::domain::plan;
+use system_tests::crash::Scenario;
 use system_tests::crash::appliance::{Appliance, Operation, request};
-use system_tests::crash::law::Outcome;
-use system_tests::crash::states::Detail;
-use system_tests::crash::{Report, Scenario, faults};
-use system_tests::recorder::{Event, Media};
+use system_tests::crash::case::{Case, shrink};
+use system_tests::crash::faults::{self, Plan};
+use system_tests::crash::states::{Bounds, FileFate, Origin, rebuild};
+use system_tests::crash::{Cut, During, mishaps, scenarios};
 
 static APPLIANCE: LazyLock<Appliance> = LazyLock::new(|| {
     let work = tempfile::tempdir().unwrap();
     Appliance::new(work.path()).unwrap()
 });
 
-fn replace() -> InstallRequest {
-    InstallRequest { replace: true, ..request() }
-}
+const FEW: Bounds = Bounds { tears: 2, drawn: 1, files: 6, ..Bounds::quick() };
 
-fn passes(name: &str, scenario: &Scenario<'_>, detail: Detail) -> Report {
-    let report = scenario.check(detail);
-    println!("{name}: {} events, {report}", scenario.log.len());
-    assert!(report.violations.is_empty(), "{name}: {report}");
-    report
+fn scenario(name: &str) -> Scenario<'static> {
+    let (_, make) = scenarios::ALL.iter().find(|(known, _)| *known == name).unwrap();
+    make(&APPLIANCE).unwrap()
 }
 
 #[test]
-fn an_install_into_an_empty_slot_survives_every_cut() {
-    let operation = Operation::Install(&APPLIANCE.new, request());
-    let scenario = Scenario::record(&APPLIANCE, APPLIANCE.fresh.clone(), operation).unwrap();
-    assert_eq!(scenario.before, Outcome::Empty);
-    let report = passes("install into an empty slot", &scenario, Detail::Full);
-    assert!(report.states >= 500 && report.second_cuts >= 100, "{report}");
+fn an_install_into_a_used_slot_survives_cuts() {
+    let report = scenario("install into a used slot").check(&FEW);
+    assert!(report.violations.is_empty(), "{report}");
+    assert!(report.states >= 100 && report.seen_borders == report.borders, "{report}");
+}
+
+/// The boot image is copied in two pieces.
+#[test]
+fn a_large_boot_image_survives_cuts() {
+    let work = tempfile::tempdir().unwrap();
+    let appliance = Appliance::with_boot_image(work.path(), (1 << 20) + 12_345).unwrap();
+    let operation = Operation::Install(&appliance.new, request());
+    let scenario = Scenario::record(&appliance, appliance.fresh.clone(), operation).unwrap();
+    let report = scenario.check(&Bounds { repeat: 0, ..FEW });
+    assert!(report.violations.is_empty() && report.states >= 60, "{report}");
 }
 
 #[test]
-fn an_install_into_a_used_slot_survives_every_cut() {
-    let start = APPLIANCE.filled_with(&APPLIANCE.old).unwrap();
-    let operation = Operation::Install(&APPLIANCE.new, replace());
-    let scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
-    assert_eq!(scenario.before, Outcome::Verified(APPLIANCE.old.root_hash()));
-    let report = passes("install into a used slot", &scenario, Detail::Full);
-    assert!(report.states >= 500 && report.second_cuts >= 100, "{report}");
+fn the_same_seed_tries_the_same_states() {
+    let deletion = scenario("delete");
+    let bounds = Bounds { drawn: 4, second: 1, third: 10, ..Bounds::quick() };
+    let runs = [7, 7, 8].map(|seed| deletion.check(&bounds.seeded(seed)));
+    let told = runs.each_ref().map(|run| (run.states, run.second, run.third, run.distinct, run.set));
+    assert_eq!(told[0], told[1]);
+    assert_ne!(told[0].4, told[2].4, "another seed draws others");
+    assert!(runs[0].second > 0 && runs[0].third > 0, "{}", runs[0]);
 }
 
+/// Every step of the three plans has at least one planted fault; `cargo xtask prove` demands that each is found.
 #[test]
-fn a_repair_survives_every_cut() {
-    let start = APPLIANCE.damaged(&APPLIANCE.old).unwrap();
-    let repair = InstallRequest { repair: true, ..request() };
-    let operation = Operation::Install(&APPLIANCE.old, repair);
-    let scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
-    assert_eq!(scenario.before, Outcome::Bad("blocks".into()));
-    let report = passes("repair", &scenario, Detail::Coarse);
-    assert!(report.states >= 25, "{report}");
-}
-
-#[test]
-fn a_deletion_survives_every_cut() {
-    let start = APPLIANCE.filled_with(&APPLIANCE.old).unwrap();
-    let scenario = Scenario::record(&APPLIANCE, start, Operation::Delete).unwrap();
-    let report = passes("delete", &scenario, Detail::Full);
-    assert!(report.states >= 10, "{report}");
-    let start = APPLIANCE.interrupted(&APPLIANCE.old).unwrap();
-    let scenario = Scenario::record(&APPLIANCE, start, Operation::Delete).unwrap();
-    assert_eq!(scenario.before, Outcome::Writing);
-    passes("delete an interrupted install", &scenario, Detail::Full);
-}
-
-#[test]
-fn a_cancelled_install_survives_every_cut() {
-    let start = APPLIANCE.filled_with(&APPLIANCE.old).unwrap();
-    let operation = Operation::Install(&APPLIANCE.new, replace());
-    let scenario = Scenario::record_with(&APPLIANCE, start, operation, |recorder, _| {
-        APPLIANCE.cancel(&APPLIANCE.new, &replace(), recorder)
-    })
-    .unwrap();
-    let report = passes("cancel", &scenario, Detail::Coarse);
-    assert!(report.states >= 40, "{report}");
-}
-
-/// Without a power cut between them, what the cancelled install wrote is not yet flushed when the second one finds it.
-#[test]
-fn a_resumed_install_survives_every_cut() {
-    let operation = Operation::Install(&APPLIANCE.new, request());
-    let scenario =
-        Scenario::record_with(&APPLIANCE, APPLIANCE.fresh.clone(), operation, |recorder, operation| {
-            APPLIANCE.cancel(&APPLIANCE.new, &request(), recorder)?;
-            APPLIANCE.carry_out(operation, recorder)
-        })
-        .unwrap();
-    let report = passes("cancel and resume", &scenario, Detail::Coarse);
-    assert!(report.states >= 60, "{report}");
-}
-
-#[test]
-fn an_install_over_an_interrupted_one_survives_every_cut() {
-    let start = APPLIANCE.interrupted(&APPLIANCE.old).unwrap();
-    let operation = Operation::Install(&APPLIANCE.new, request());
-    let scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
-    assert_eq!(scenario.before, Outcome::Writing);
-    let report = passes("install over an interrupted one", &scenario, Detail::Coarse);
-    assert!(report.states >= 40, "{report}");
-}
-
-/// A checker that finds nothing proves nothing: each of these must be found.
-#[test]
-fn planted_faults_are_found() {
-    type Fault = fn(&Media, &[Event]) -> Vec<Event>;
-    let planted: [(&str, Fault, &str); 7] = [
-        ("parts not flushed before the trailer", faults::unflushed_parts, "bad blocks"),
-        ("trailer before parts", faults::trailer_before_parts, "right is [Writing]"),
-        ("trailer not zeroed", faults::trailer_not_zeroed, "right is [Writing]"),
-        ("intent dropped early", faults::intent_dropped_early, "is Empty"),
-        ("removal not synced", faults::removal_not_synced, "its boot image has"),
-        ("intent not flushed", faults::intent_not_flushed, "is Empty"),
-        ("boot image before the trailer", faults::boot_image_before_trailer, "its boot image has"),
+fn every_step_has_a_planted_fault() {
+    let planted: HashSet<_> = faults::ALL.iter().map(|fault| (fault.plan, fault.step)).collect();
+    let plans = [
+        (Plan::Install, plan::INSTALL.as_slice()),
+        (Plan::Delete, &plan::DELETE),
+        (Plan::Settle, &plan::SETTLE),
     ];
-    let start = APPLIANCE.filled_with(&APPLIANCE.old).unwrap();
-    let operation = Operation::Install(&APPLIANCE.new, replace());
-    let mut scenario = Scenario::record(&APPLIANCE, start, operation).unwrap();
-    let log = scenario.log.clone();
-    for (name, fault, sign) in planted {
-        scenario.log = fault(&scenario.start, &log);
-        assert_ne!(scenario.log, log, "{name}: nothing was planted");
-        let report = scenario.check(Detail::Once);
-        println!("{name}: {report}");
-        assert!(report.violations.iter().any(|v| v.contains(sign)), "{name}: {report}");
+    for (plan, steps) in plans {
+        for step in steps {
+            assert!(planted.contains(&(plan, *step)), "{plan:?}, {step:?}: no fault is planted");
+        }
+    }
+}
+
+/// A fault is planted, found, made small, written, read, and shown again; without the fault the same cuts pass.
+#[test]
+fn a_violation_is_shrunk_and_replayed() {
+    let fault = faults::ALL.iter().find(|f| f.plan == Plan::Delete && f.sign == "right is").unwrap();
+    let mut faulty = fault.make()(&APPLIANCE).unwrap();
+    (fault.plant)(&mut faulty);
+    let report = faulty.check(&Bounds::quick().once());
+    let found = report.violations.iter().max_by_key(|violation| violation.cuts[0].origin.weight()).unwrap();
+    let small = shrink(&faulty, found).unwrap();
+    assert!(small.cuts[0].origin.weight() <= found.cuts[0].origin.weight());
+    assert!(small.cuts[0].origin.weight().0 <= 1, "{small}");
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let case = Case {
+        scenario: "delete".into(),
+        fault: Some(format!("{fault:?}")),
+        cuts: small.cuts,
+        violation: Some(small.why),
+    };
+    case.write(file.path()).unwrap();
+    let read = Case::read(file.path()).unwrap();
+    assert_eq!(read, case);
+    assert_eq!(read.replay(&APPLIANCE).unwrap(), case.violation);
+    let sound = Case { fault: None, violation: None, ..case };
+    assert_eq!(sound.replay(&APPLIANCE).unwrap(), None);
+}
+
+/// Three cuts in a row are replayed as they were made.
+#[test]
+fn cuts_in_a_row_are_replayed() {
+    let file = ("sps-slot-2.efi".to_owned(), FileFate::Short { old: true, length: 512 });
+    let cut = |during, cut| Cut { during, origin: Origin::at(cut) };
+    let first = Cut { during: During::Run, origin: Origin { files: [file].into(), ..Origin::at(3) } };
+    let cuts = vec![first, cut(During::Recovery, 1), cut(During::Repetition, 0)];
+    let case = Case { scenario: "delete".into(), fault: None, cuts, violation: None };
+    assert_eq!(case.replay(&APPLIANCE).unwrap(), None);
+}
+
+#[test]
+fn an_origin_builds_the_same_media_again() {
+    let Scenario { start, log, .. } = scenario("delete");
+    let (mut now, whole) = (start.clone(), rebuild(&start, &log, &Origin::at(log.len())));
+    log.iter().for_each(|event| now.apply(event));
+    assert!(now == whole && now != start);
+    let lied = Origin { lied: Some(1), ..Origin::at(2) };
+    assert!(rebuild(&start, &log, &lied) == rebuild(&start, &log, &Origin::at(1)));
+}
+
+#[test]
+fn failing_media_break_no_promise() {
+    for name in ["install into a used slot", "delete"] {
+        for found in mishaps::check(&scenario(name), 12) {
+            let mishaps::Found { family, states, violations } = found;
+            assert!(
+                states > 0 && violations.is_empty(),
+                "{name}, {family:?}: {states} states, {violations:#?}"
+            );
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::packages::{self, For};
-use crate::{dependencies, process, suite, typos, units};
+use crate::{dependencies, process, prove, suite, typos, units};
 
 /// A check: an error says what does not hold.
 type Check = fn() -> Result<()>;
@@ -19,6 +19,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("dependencies", dependencies::check),
     ("clippy", clippy),
     ("documentation", documentation),
+    ("build prove", prove::build),
+    ("prove", || prove::check(&[])),
 ];
 
 /// Runs all checks and then all tests, whatever fails on the way. True when everything held.

@@ -6,6 +6,7 @@ mod gate;
 mod man;
 mod packages;
 mod process;
+mod prove;
 mod results;
 mod rows;
 mod suite;
@@ -52,6 +53,13 @@ enum Task {
         #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Cut the power everywhere, in every way, and show that what is promised holds
+    #[command(disable_help_flag = true)]
+    Prove {
+        /// How far, and what: `cargo xtask prove --help`
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Write the manual pages of spsctl (docs/man) from its command line
     Man,
     /// Build slotboot for the initrd: one static file, in `target/sps/static`
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
         Task::Rows { json } => rows::run(json),
         Task::Image(args) => image(&args).map(|()| true),
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
+        Task::Prove { arguments } => prove::run(&arguments).map(|()| true),
         Task::Man => man::write().map(|()| true),
         Task::Slotboot => slotboot().map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),

@@ -511,9 +511,11 @@ impl Machine {
             .then_some(Effect::SetDefault(wanted))
     }
 
-    /// Counts this start, or ends it when there were too many. With a lost state nothing is counted: boot goes on.
+    /// Counts this start, or ends it when there were too many. With a lost state nothing is counted: boot goes on. Loader
+    /// settings that cannot be read keep nothing from being counted, and are made anew at the limit.
     fn initrd(&self, at: u64) -> Vec<Effect> {
-        let (Some((slot, _)), Ok(_)) = (self.booted, self.ready()) else { return Vec::new() };
+        let counts = self.state.is_some() && self.loader != LoaderFound::None;
+        let Some((slot, _)) = self.booted.filter(|_| counts) else { return Vec::new() };
         let limit = if self.trial() { TRIAL_LIMIT } else { DEFAULT_LIMIT };
         let count = self.boots(slot);
         if count < limit {
@@ -525,6 +527,10 @@ impl Machine {
         // First nothing is started once: a loader that could not forget it would start what is not pending any more.
         let left = self.selection().is_some_and(|selection| selection.one_shot.is_some());
         let mut effects: Vec<Effect> = left.then_some(Effect::SetOneShot(None)).into_iter().collect();
+        if matches!(self.loader, LoaderFound::Unreadable(_)) {
+            // Or what is started now is started for ever: no slotd has come so far as to do it.
+            effects.extend(self.heal_loader());
+        }
         let mut given_up = None;
         if let Some(pending) = self.pending() {
             let reason = if self.trial() {

@@ -88,7 +88,7 @@ impl StateStore {
         let (sequence, place) = *writer;
         let mut state = self.get().state.clone();
         change(&mut state);
-        let record = Record { sequence: sequence + 1, payload: state.render() };
+        let record = Record { sequence: durable::next_sequence(sequence), payload: state.render() };
         let block = durable::render(&record).map_err(|e| {
             StoreError::refused(ErrorKind::Device, format!("the state has grown too large: {e}"))
         })?;

@@ -189,6 +189,18 @@ fn a_broken_one_shot_is_an_error_and_can_be_taken_back_or_set_anew() {
     }
 }
 
+/// Found by the crash checker: no start puts a one-shot in order that is no text, so slotd must.
+#[test]
+fn the_default_takes_a_broken_one_shot_away_and_no_other() {
+    let machine = machine();
+    fs::write(machine.variable(ONE_SHOT), [7, 0, 0, 0, 1]).unwrap();
+    machine.loader.set_default(&slot(1)).unwrap();
+    assert_eq!(machine.loader.read().unwrap(), selected(Some(slot(1)), None));
+    machine.loader.set_one_shot(Some(&slot(2))).unwrap();
+    machine.loader.set_default(&slot(1)).unwrap();
+    assert_eq!(machine.loader.read().unwrap(), selected(Some(slot(1)), Some(slot(2))));
+}
+
 #[test]
 fn without_efivarfs_nothing_can_be_told() {
     let machine = machine();

@@ -16,10 +16,10 @@ use sps_images::Pki;
 
 use super::law::Outcome;
 use crate::recorder::{Device, Event, Media, Recorder};
-use crate::synthetic::Synthetic;
+use crate::synthetic::{Shape, Synthetic};
 
 /// Size of a slot in bytes.
-pub const SLOT_SIZE: usize = 8 << 20;
+pub const SLOT_SIZE: usize = 4 << 20;
 /// Size of a root image in bytes: two chunks of what the engine writes at once and a piece of one.
 pub const ROOT_SIZE: usize = (2 << 20) + (12 << 10);
 /// The slot that runs.
@@ -51,14 +51,25 @@ pub enum Operation<'a> {
     Install(&'a Synthetic, InstallRequest),
     /// The slot is emptied.
     Delete,
+    /// Nothing: slotd starts, and finishes or drops what it finds. This firmware is in the slot then.
+    Settle(&'a Synthetic),
 }
 
 impl Appliance {
     /// An appliance whose firmware is signed by a PKI made in `work`, an existing directory.
     pub fn new(work: &Path) -> anyhow::Result<Self> {
+        // Small, because every start reads it; not a whole number of blocks.
+        Self::with_boot_image(work, 30_001)
+    }
+
+    /// The same, with boot images of so many bytes.
+    pub fn with_boot_image(work: &Path, boot_len: usize) -> anyhow::Result<Self> {
         let pki = Pki::open_or_create(work.join("pki"), "crash")?;
         let keyring = read_keyring(&pki)?;
-        let firmware = |version: &str| Synthetic::new(version, ROOT_SIZE, &pki, work);
+        let firmware = |version| {
+            let shape = Shape { version, root_len: ROOT_SIZE, boot_len, recovery_len: 9001, epoch: 1 };
+            Synthetic::shaped(&shape, &pki, work)
+        };
         let mut appliance = Self {
             keyring,
             running: firmware("8.0.1")?,
@@ -96,6 +107,7 @@ impl Appliance {
                 install(store, firmware.iso.try_clone()?.into(), request, &Progress::default())?;
             }
             Operation::Delete => store.delete(target())?,
+            Operation::Settle(_) => {}
         }
         Ok(())
     }
@@ -118,17 +130,9 @@ impl Appliance {
                 }
             }
         });
-        let mut image = Vec::new();
-        std::io::Read::read_to_end(
-            &mut std::fs::File::open(format!("/proc/self/fd/{}", raw(firmware)))?,
-            &mut image,
-        )?;
-        let Head::Complete(index) = iso::parse_head(&image, None)? else {
-            bail!("the image has no directory")
-        };
-        let root = index.get(Part::Root).context("the image has no root")?;
+        let (mut image, root) = image(firmware)?;
         // The sender stays silent in the middle of the second chunk, but does not hang up.
-        image.truncate(usize::try_from(root.offset)? + (1 << 20) + 100);
+        image.truncate(root + (1 << 20) + 100);
         let (reader, writer) = nix::unistd::pipe()?;
         let mut writer = fs::File::from(writer);
         let sent = std::thread::spawn(move || writer.write_all(&image).map(|()| writer));
@@ -139,6 +143,23 @@ impl Appliance {
             bail!("an install that was cancelled has ended");
         }
         Ok(())
+    }
+
+    /// Goes on with an install that was cancelled, with an image that arrives from its root on.
+    pub fn resume_at_root(
+        &self,
+        firmware: &Synthetic,
+        request: &InstallRequest,
+        recorder: &Recorder,
+    ) -> anyhow::Result<()> {
+        let (image, root) = image(firmware)?;
+        let request = InstallRequest { offset: root as u64, ..request.clone() };
+        let (reader, writer) = nix::unistd::pipe()?;
+        let mut writer = fs::File::from(writer);
+        let sent = std::thread::spawn(move || writer.write_all(&image[root..]));
+        let done = install(&self.store(recorder), reader, &request, &Progress::default());
+        drop(sent.join());
+        Ok(done?)
     }
 
     /// Slot 2 with `firmware` in it.
@@ -170,6 +191,15 @@ impl Appliance {
         )?;
         Ok(recorder.media())
     }
+}
+
+/// The bytes of a firmware's ISO, and where its root begins.
+fn image(firmware: &Synthetic) -> anyhow::Result<(Vec<u8>, usize)> {
+    let mut image = vec![0; usize::try_from(firmware.iso_len)?];
+    std::os::unix::fs::FileExt::read_exact_at(&firmware.iso, &mut image, 0)?;
+    let Head::Complete(index) = iso::parse_head(&image, None)? else { bail!("the image has no directory") };
+    let root = index.get(Part::Root).context("the image has no root")?;
+    Ok((image, usize::try_from(root.offset)?))
 }
 
 /// The files of a PKI's keyring.
@@ -204,10 +234,6 @@ pub fn assembly(keyring: &KeyringFiles, recorder: &Recorder, slots: usize, cmdli
         read_back: true,
         environment: Environment { cmdline: cmdline.into(), now, hardware: "test".into() },
     }
-}
-
-fn raw(firmware: &Synthetic) -> i32 {
-    std::os::fd::AsRawFd::as_raw_fd(&firmware.iso)
 }
 
 /// Number of the slot that is changed.

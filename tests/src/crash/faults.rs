@@ -1,59 +1,158 @@
-//! Faults planted in a log, as an engine that breaks the order law would leave it.
+//! Faults planted in a log, as an engine that breaks the order law would leave it: at least one in each step.
 
-use slotd::domain::plan::Step;
+use std::fmt;
 
+use slotd::domain::plan::Step::{
+    self, CopyBootImage, DropIntent, RemoveBootImage, WriteIntent, WriteParts, WriteTrailer, ZeroTrailer,
+};
+
+use super::Scenario;
 use super::appliance::TARGET;
 use super::law::steps;
-use crate::recorder::{Device, Event, Media};
+use super::scenarios::{Make, delete, install_used, roll_forward};
+use crate::recorder::Event;
 
-/// The slot is not flushed between its parts and its trailer.
-pub fn unflushed_parts(start: &Media, log: &[Event]) -> Vec<Event> {
-    without(start, log, |step, event| step == Step::WriteParts && matches!(event, Event::Flush { .. }))
+/// A row of the order law.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plan {
+    /// `plan::INSTALL`.
+    Install,
+    /// `plan::DELETE`.
+    Delete,
+    /// `plan::SETTLE`.
+    Settle,
 }
 
-/// The trailer is written before the parts.
-pub fn trailer_before_parts(start: &Media, log: &[Event]) -> Vec<Event> {
-    moved(start, log, Step::WriteTrailer, Step::WriteParts)
+/// A fault in one step.
+#[derive(Clone, Copy)]
+pub struct Fault {
+    /// Whose step.
+    pub plan: Plan,
+    /// The step that it concerns.
+    pub step: Step,
+    /// What is wrong.
+    pub name: &'static str,
+    /// Plants it.
+    pub plant: fn(&mut Scenario<'_>),
+    /// What a violation says that shows it.
+    pub sign: &'static str,
 }
 
-/// The old trailer stays while the parts are written.
-pub fn trailer_not_zeroed(start: &Media, log: &[Event]) -> Vec<Event> {
-    without(start, log, |step, _| step == Step::ZeroTrailer)
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {:?}: {}", self.plan, self.step, self.name)
+    }
 }
 
-/// The intent is dropped before the parts are written.
-pub fn intent_dropped_early(start: &Media, log: &[Event]) -> Vec<Event> {
-    moved(start, log, Step::DropIntent, Step::WriteParts)
+impl Fault {
+    /// The scenario that it is planted in.
+    pub fn make(&self) -> Make {
+        match self.plan {
+            Plan::Install => install_used,
+            Plan::Delete => delete,
+            Plan::Settle => roll_forward,
+        }
+    }
 }
 
-/// The removal of the boot image is not synced before the slot changes.
-pub fn removal_not_synced(start: &Media, log: &[Event]) -> Vec<Event> {
-    without(start, log, |step, event| step == Step::RemoveBootImage && *event == Event::EspSync)
+const fn fault(
+    plan: Plan,
+    step: Step,
+    name: &'static str,
+    plant: fn(&mut Scenario<'_>),
+    sign: &'static str,
+) -> Fault {
+    Fault { plan, step, name, plant, sign }
 }
 
-/// The intent is written but not flushed before the slot changes.
-pub fn intent_not_flushed(start: &Media, log: &[Event]) -> Vec<Event> {
-    without(start, log, |step, event| {
-        step == Step::WriteIntent && *event == Event::Flush { device: Device::State }
-    })
-}
+const EMPTY: &str = "is Empty";
+const IMAGE: &str = "its boot image has";
+const OTHERWISE: &str = "right is";
+const ENDED: &str = "it had ended";
+const BLOCKS: &str = "bad blocks";
 
-/// The boot image is copied before the trailer says that it may be.
-pub fn boot_image_before_trailer(start: &Media, log: &[Event]) -> Vec<Event> {
-    moved(start, log, Step::CopyBootImage, Step::WriteTrailer)
-}
+/// Every planted fault of the first table.
+pub const ALL: [Fault; 28] = [
+    fault(Plan::Install, WriteIntent, "not flushed", |s| s.unflushed(WriteIntent), EMPTY),
+    fault(Plan::Install, WriteIntent, "left out", |s| s.without(WriteIntent), EMPTY),
+    fault(Plan::Install, RemoveBootImage, "not synced", |s| s.unflushed(RemoveBootImage), IMAGE),
+    fault(Plan::Install, RemoveBootImage, "left out", |s| s.without(RemoveBootImage), IMAGE),
+    fault(Plan::Install, ZeroTrailer, "old trailer kept", |s| s.without(ZeroTrailer), "right is [Writing]"),
+    fault(Plan::Install, ZeroTrailer, "not flushed", |s| s.unflushed(ZeroTrailer), OTHERWISE),
+    fault(Plan::Install, WriteParts, "not flushed before the trailer", |s| s.unflushed(WriteParts), BLOCKS),
+    fault(Plan::Install, WriteParts, "a chunk left out", |s| s.without_chunk_at(0), BLOCKS),
+    fault(
+        Plan::Install,
+        WriteTrailer,
+        "before the parts",
+        |s| s.earlier(WriteTrailer, WriteParts),
+        OTHERWISE,
+    ),
+    fault(Plan::Install, WriteTrailer, "not flushed", |s| s.unflushed(WriteTrailer), OTHERWISE),
+    fault(Plan::Install, WriteTrailer, "left out", |s| s.without(WriteTrailer), OTHERWISE),
+    fault(
+        Plan::Install,
+        CopyBootImage,
+        "before the trailer",
+        |s| s.earlier(CopyBootImage, WriteTrailer),
+        IMAGE,
+    ),
+    fault(Plan::Install, CopyBootImage, "not synced", |s| s.unflushed(CopyBootImage), ENDED),
+    fault(Plan::Install, CopyBootImage, "left out", |s| s.without(CopyBootImage), ENDED),
+    fault(Plan::Install, DropIntent, "before the parts", |s| s.earlier(DropIntent, WriteParts), EMPTY),
+    fault(Plan::Install, DropIntent, "not flushed", |s| s.unflushed(DropIntent), ENDED),
+    fault(Plan::Install, DropIntent, "left out", |s| s.without(DropIntent), ENDED),
+    fault(Plan::Delete, WriteIntent, "not flushed", |s| s.unflushed(WriteIntent), OTHERWISE),
+    fault(Plan::Delete, WriteIntent, "left out", |s| s.without(WriteIntent), OTHERWISE),
+    fault(Plan::Delete, RemoveBootImage, "not synced", |s| s.unflushed(RemoveBootImage), IMAGE),
+    fault(Plan::Delete, RemoveBootImage, "left out", |s| s.without(RemoveBootImage), IMAGE),
+    fault(Plan::Delete, ZeroTrailer, "left out", |s| s.without(ZeroTrailer), OTHERWISE),
+    fault(Plan::Delete, ZeroTrailer, "not flushed", |s| s.unflushed(ZeroTrailer), OTHERWISE),
+    fault(
+        Plan::Delete,
+        DropIntent,
+        "before the trailer goes",
+        |s| s.earlier(DropIntent, ZeroTrailer),
+        OTHERWISE,
+    ),
+    fault(Plan::Delete, DropIntent, "left out", |s| s.without(DropIntent), ENDED),
+    fault(Plan::Settle, CopyBootImage, "not synced", |s| s.unflushed(CopyBootImage), ENDED),
+    fault(Plan::Settle, CopyBootImage, "left out", |s| s.without(CopyBootImage), ENDED),
+    fault(Plan::Settle, DropIntent, "left out", |s| s.without(DropIntent), ENDED),
+];
 
-fn without(start: &Media, log: &[Event], leave_out: impl Fn(Step, &Event) -> bool) -> Vec<Event> {
-    let steps = steps(TARGET, start, log);
-    log.iter().zip(steps).filter(|(event, step)| !leave_out(*step, event)).map(|(e, _)| e.clone()).collect()
-}
+impl Scenario<'_> {
+    /// Leaves all of `step` out.
+    pub fn without(&mut self, step: Step) {
+        self.leave_out(|found, _| found == step);
+    }
 
-/// `log` with all of `step` in front of the first of `before`.
-fn moved(start: &Media, log: &[Event], step: Step, before: Step) -> Vec<Event> {
-    let steps = steps(TARGET, start, log);
-    let (early, mut rest): (Vec<_>, Vec<_>) =
-        log.iter().cloned().zip(steps).partition(|(_, found)| *found == step);
-    let at = rest.iter().position(|(_, found)| *found == before).unwrap_or(rest.len());
-    rest.splice(at..at, early);
-    rest.into_iter().map(|(event, _)| event).collect()
+    /// Does not flush or sync `step`.
+    pub fn unflushed(&mut self, step: Step) {
+        let barrier =
+            |event: &Event| matches!(event, Event::Flush { .. } | Event::EspSync | Event::EspSyncFile { .. });
+        self.leave_out(|found, event| found == step && barrier(event));
+    }
+
+    fn leave_out(&mut self, leave_out: impl Fn(Step, &Event) -> bool) {
+        let steps = steps(TARGET, &self.start, &self.log);
+        let kept = self.log.iter().zip(steps).filter(|(event, step)| !leave_out(*step, event));
+        self.log = kept.map(|(event, _)| event.clone()).collect();
+    }
+
+    /// Does not write what lies at this byte of the slot.
+    fn without_chunk_at(&mut self, at: u64) {
+        let there = |event: &Event| matches!(event, Event::Write { device, offset, .. } if *device == TARGET && *offset == at);
+        self.log.retain(|event| !there(event));
+    }
+
+    /// Carries all of `step` out in front of the first of `before`.
+    pub fn earlier(&mut self, step: Step, before: Step) {
+        let steps = steps(TARGET, &self.start, &self.log);
+        let (early, mut rest): (Vec<_>, Vec<_>) =
+            self.log.drain(..).zip(steps).partition(|(_, found)| *found == step);
+        let at = rest.iter().position(|(_, found)| *found == before).unwrap_or(rest.len());
+        rest.splice(at..at, early);
+        self.log = rest.into_iter().map(|(event, _)| event).collect();
+    }
 }

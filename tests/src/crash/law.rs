@@ -113,7 +113,7 @@ pub fn steps(target: Device, start: &Media, log: &[Event]) -> Vec<Step> {
             esp
         }
         // Neither an install nor a deletion tells the boot loader anything.
-        Event::EspSync | Event::Loader { .. } => esp,
+        Event::EspSync | Event::Loader { .. } | Event::Variable { .. } => esp,
     };
     log.iter().map(&mut step_of).collect()
 }

@@ -3,6 +3,7 @@
 //! The loader takes the one-shot variable first (and removes it), then the default variable, then `loader.conf`; of
 //! each it skips what is no text or matches no boot image.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -19,11 +20,68 @@ pub const LOADER_CONF: &str = "loader/loader.conf";
 /// The boot image of any recovery version: the loader takes patterns, and lists the newest version first.
 const RECOVERY: &str = "sps-recovery-*.efi";
 
+/// Where `loader.conf` is kept.
+pub trait Conf: Send + Sync + fmt::Debug {
+    /// What to call it in errors.
+    fn path(&self) -> &Path;
+    /// The text as it is on the medium, at most one byte more than [`loader_conf::LIMIT`]; `None` when there is none.
+    fn read(&self) -> Result<Option<Vec<u8>>, LoaderError>;
+    /// Overwrites it in place, and makes its length right; on stable storage when it returns.
+    fn write(&self, text: &[u8]) -> Result<(), LoaderError>;
+}
+
+/// `loader.conf` on the mounted ESP. It is opened at each call.
+#[derive(Debug)]
+pub struct FileConf {
+    path: PathBuf,
+}
+
+impl FileConf {
+    fn fail(&self, operation: &'static str) -> impl FnOnce(io::Error) -> LoaderError {
+        let path = self.path.clone();
+        move |source| LoaderError::Io { path, operation, source }
+    }
+}
+
+impl Conf for FileConf {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn read(&self) -> Result<Option<Vec<u8>>, LoaderError> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(self.fail("open")(e)),
+        };
+        // After a write and a flush, dropping the cache makes the device answer.
+        let _ = nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        let mut bytes = Vec::new();
+        file.take(loader_conf::LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(self.fail("read"))?;
+        Ok(Some(bytes))
+    }
+
+    /// Does not rename, which FAT cannot do safely. A file that slotd has written before keeps its length: then one
+    /// sector changes, and nothing that says where the file is.
+    fn write(&self, text: &[u8]) -> Result<(), LoaderError> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(directory).map_err(self.fail("make the directory of"))?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.path);
+        let file = file.map_err(self.fail("open"))?;
+        file.write_all_at(text, 0).map_err(self.fail("write"))?;
+        if file.metadata().map_err(self.fail("stat"))?.len() != text.len() as u64 {
+            file.set_len(text.len() as u64).map_err(self.fail("cut"))?;
+        }
+        file.sync_all().map_err(self.fail("flush"))?;
+        nix::unistd::syncfs(&file).map_err(|e| self.fail("flush")(e.into()))
+    }
+}
+
 /// systemd-boot's settings.
 #[derive(Debug)]
-pub struct SystemdBoot<V> {
+pub struct SystemdBoot<V, C = FileConf> {
     variables: Mutex<V>,
-    conf: PathBuf,
+    conf: C,
 }
 
 /// What one copy of a setting says.
@@ -39,30 +97,18 @@ enum Copy {
 impl<V: Variables> SystemdBoot<V> {
     /// The settings in these variables and on the ESP mounted at `esp`.
     pub fn new(variables: V, esp: &Path) -> Self {
-        Self { variables: Mutex::new(variables), conf: esp.join(LOADER_CONF) }
+        Self::with_conf(variables, FileConf { path: esp.join(LOADER_CONF) })
     }
+}
 
-    fn fail(&self, operation: &'static str) -> impl FnOnce(io::Error) -> LoaderError {
-        let path = self.conf.clone();
-        move |source| LoaderError::Io { path, operation, source }
-    }
-
-    /// The configuration as it is on the medium, at most one byte more than [`loader_conf::LIMIT`].
-    fn read_conf(&self) -> Result<Option<Vec<u8>>, LoaderError> {
-        let file = match File::open(&self.conf) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(self.fail("open")(e)),
-        };
-        // After a write and a flush, dropping the cache makes the device answer.
-        let _ = nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        let mut bytes = Vec::new();
-        file.take(loader_conf::LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(self.fail("read"))?;
-        Ok(Some(bytes))
+impl<V: Variables, C: Conf> SystemdBoot<V, C> {
+    /// The settings in these variables and this configuration.
+    pub fn with_conf(variables: V, conf: C) -> Self {
+        Self { variables: Mutex::new(variables), conf }
     }
 
     fn conf(&self) -> Copy {
-        let bytes = match self.read_conf() {
+        let bytes = match self.conf.read() {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Copy::Absent,
             Err(error) => return Copy::Broken(error),
@@ -70,38 +116,29 @@ impl<V: Variables> SystemdBoot<V> {
         match loader_conf::parse_default(&bytes) {
             Ok(Some(name)) => Copy::Entry(Entry::parse(&name)),
             Ok(None) => Copy::Absent,
-            Err(e) => Copy::Broken(LoaderError::Corrupt { path: self.conf.clone(), what: e.to_string() }),
+            Err(e) => {
+                Copy::Broken(LoaderError::Corrupt { path: self.conf.path().to_owned(), what: e.to_string() })
+            }
         }
     }
 
     /// The configuration with another default; one that cannot be read is made anew.
     fn next_conf(&self, value: &str) -> Result<Vec<u8>, LoaderError> {
-        let old = self.read_conf().unwrap_or_default();
+        let old = self.conf.read().unwrap_or_default();
         loader_conf::with_default(old.as_deref(), value)
-            .map_err(|e| LoaderError::Refused { path: self.conf.clone(), what: e.to_string() })
+            .map_err(|e| LoaderError::Refused { path: self.conf.path().to_owned(), what: e.to_string() })
     }
 
-    /// Overwrites what is there and does not rename, which FAT cannot do safely. A file that slotd has written before
-    /// keeps its length: then one sector changes, and nothing that says where the file is.
     fn write_conf(&self, new: &[u8]) -> Result<(), LoaderError> {
-        let directory = self.conf.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(directory).map_err(self.fail("make the directory of"))?;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.conf);
-        let file = file.map_err(self.fail("open"))?;
-        file.write_all_at(new, 0).map_err(self.fail("write"))?;
-        if file.metadata().map_err(self.fail("stat"))?.len() != new.len() as u64 {
-            file.set_len(new.len() as u64).map_err(self.fail("cut"))?;
-        }
-        file.sync_all().map_err(self.fail("flush"))?;
-        nix::unistd::syncfs(&file).map_err(|e| self.fail("flush")(e.into()))?;
-        if self.read_conf()?.is_none_or(|read| read != new) {
-            return Err(LoaderError::ReadBack { path: self.conf.clone() });
+        self.conf.write(new)?;
+        if self.conf.read()?.is_none_or(|read| read != new) {
+            return Err(LoaderError::ReadBack { path: self.conf.path().to_owned() });
         }
         Ok(())
     }
 }
 
-impl<V: Variables> Loader for SystemdBoot<V> {
+impl<V: Variables, C: Conf> Loader for SystemdBoot<V, C> {
     fn name(&self) -> &'static str {
         "systemd-boot"
     }
@@ -114,7 +151,7 @@ impl<V: Variables> Loader for SystemdBoot<V> {
             Copy::Broken(error) => return Err(error),
         };
         let path = variables.path(efivar::DEFAULT);
-        let (path, conf) = (path.display(), self.conf.display());
+        let (path, conf) = (path.display(), self.conf.path().display());
         let (default, damage) = match (variable(&*variables, efivar::DEFAULT)?, self.conf()) {
             (Copy::Absent, Copy::Absent) => (None, None),
             (Copy::Entry(first), Copy::Entry(second)) => {
@@ -151,6 +188,10 @@ impl<V: Variables> Loader for SystemdBoot<V> {
         let value = value(entry);
         // What is refused is refused before anything is changed.
         let conf = self.next_conf(&value)?;
+        // A one-shot that is no text the loader neither starts nor removes; until it is gone nothing can be told.
+        if let Copy::Broken(_) = variable(&*variables, efivar::ONE_SHOT)? {
+            variables.remove(efivar::ONE_SHOT)?;
+        }
         set_variable(&*variables, efivar::DEFAULT, &value)?;
         self.write_conf(&conf)
     }

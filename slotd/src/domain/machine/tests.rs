@@ -209,6 +209,23 @@ fn lost_settings_are_written_again() {
     assert_eq!(step(&machine(), &Event::Start { at: 9 }).unwrap().1, [Effect::RefreshRecovery(id(1))]);
 }
 
+/// Found by the crash checker: a loader that has lost its settings starts what it likes, and for ever if that dies.
+#[test]
+fn settings_that_cannot_be_read_do_not_keep_a_dead_firmware_running() {
+    let mut now = machine();
+    now.loader = LoaderFound::Unreadable("torn".into());
+    now.booted = Some((id(2), firmware(2).root_hash));
+    let initrd = Event::Initrd { at: 6 };
+    for start in 1..=DEFAULT_LIMIT {
+        let (after, effects) = step(&now, &initrd).unwrap();
+        assert_eq!(effects, [Effect::Write(Change::CountBoot(id(2)))], "start {start}");
+        now = after;
+    }
+    let (after, effects) = step(&now, &initrd).unwrap();
+    assert_eq!(effects, [Effect::SetDefault(Entry::Slot(id(1))), Effect::StartAgain]);
+    assert_eq!(after.default_slot(), Some(id(1)));
+}
+
 #[test]
 fn a_revert_needs_a_sound_firmware_that_is_not_revoked() {
     let revert = |slot| Event::Revert { slot, order: order() };

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use slotd::domain::envblk::SIZE;
+use slotd::domain::envblk::{self, SIZE};
 use slotd::domain::plan::SelectStep;
 use slotd::domain::state::State;
+use slotd::domain::{efivar, loader_conf};
 use sps_base::durable::{self, Record};
 
 use super::Scenario;
@@ -54,6 +55,87 @@ impl Scenario<'_> {
             if let Some(block) = changed {
                 *data = block.into();
             }
+        }
+    }
+
+    /// Writes the state of this step, and of no other, with this change.
+    pub fn state_becomes(&mut self, step: SelectStep, change: fn(&mut State)) {
+        let steps = steps(&self.start, &self.log);
+        let mut altered = Scenario {
+            log: self.log.clone(),
+            start: self.start.clone(),
+            finished: self.finished.clone(),
+            flips: Vec::new(),
+            ..*self
+        };
+        altered.states_become(change);
+        for ((event, altered), found) in self.log.iter_mut().zip(altered.log).zip(steps) {
+            if found == Some(step) {
+                *event = altered;
+            }
+        }
+    }
+
+    /// Carries out all of `step` once more at the end.
+    pub fn again_at_end(&mut self, step: SelectStep) {
+        let steps = steps(&self.start, &self.log);
+        let more: Vec<Event> = self
+            .log
+            .iter()
+            .zip(steps)
+            .filter(|(_, found)| *found == Some(step))
+            .map(|(e, _)| e.clone())
+            .collect();
+        self.log.extend(more);
+    }
+
+    /// Has `step` set this slot in the loader, in every copy.
+    pub fn wrong_slot(&mut self, step: SelectStep, slot: u32) {
+        let steps = steps(&self.start, &self.log);
+        let name = format!("sps-slot-{slot}");
+        for (event, found) in self.log.iter_mut().zip(steps) {
+            if found != Some(step) {
+                continue;
+            }
+            let value = format!("{name}.efi");
+            let default = step == SelectStep::SetDefault;
+            let altered = match event {
+                Event::Loader { block } => {
+                    let mut environment = envblk::parse(&block[..]).unwrap_or_default();
+                    let variable = if default { envblk::DEFAULT } else { envblk::ONE_SHOT };
+                    let set = environment.set(variable, name.as_bytes()).and_then(|()| environment.render());
+                    set.ok().map(|block| Event::Loader { block: Arc::new(block) })
+                }
+                Event::Variable { name, bytes: Some(_) } => {
+                    let bytes = efivar::encode(&value).ok().map(Into::into);
+                    Some(Event::Variable { name: name.clone(), bytes })
+                }
+                Event::EspWrite { name, data, .. } => {
+                    let text = loader_conf::with_default(Some(data), &value).ok();
+                    text.map(|text| Event::EspWrite { name: name.clone(), offset: 0, data: text.into() })
+                }
+                _ => None,
+            };
+            *event = altered.unwrap_or_else(|| event.clone());
+        }
+    }
+
+    /// Does not sync what `step` does to the ESP.
+    pub fn unsynced(&mut self, step: SelectStep) {
+        self.leave_out(|found, event| {
+            found == Some(step) && matches!(event, Event::EspSync | Event::EspSyncFile { .. })
+        });
+    }
+
+    /// Writes `loader.conf` before the variable.
+    pub fn conf_first(&mut self) {
+        let is_variable =
+            |event: &Event| matches!(event, Event::Variable { name, .. } if name == efivar::DEFAULT);
+        let from = self.log.iter().position(is_variable);
+        let to = self.log.iter().position(|event| matches!(event, Event::EspSync));
+        if let (Some(from), Some(to)) = (from, to) {
+            let variable = self.log.remove(from);
+            self.log.insert(to, variable);
         }
     }
 

@@ -1,10 +1,12 @@
 //! An appliance in memory whose boot loader can be told what to start: three firmwares, in two or three slots.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use slotd::domain::boot::Entry;
-use slotd::domain::state::State;
+use slotd::domain::manifest::Sha256Hex;
+use slotd::domain::state::{Refused, State};
 use slotd::store::{Assembly, InstallRequest, Progress, Store};
 use sps_base::durable::{self, Record};
 use sps_base::slot::SlotId;
@@ -12,10 +14,12 @@ use sps_images::Pki;
 
 use super::super::appliance::{KeyringFiles, assembly, install, read_keyring};
 use super::super::law::read_state;
-use crate::recorder::{Event, Media, Recorder};
+use crate::recorder::{Device, Event, Media, Recorder};
 use crate::synthetic::{Shape, Synthetic};
 
 const SLOT_SIZE: usize = 1 << 20;
+/// Length of a root in bytes.
+const ROOT: usize = 12 << 10;
 /// A field of the state that no version knows; it must never get lost.
 pub const UNKNOWN: &str = "of_a_newer_version";
 
@@ -31,6 +35,15 @@ pub struct Ground {
     pub three: Media,
 }
 
+/// The boot loader of an appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loader {
+    /// GRUB and its environment block.
+    Grub,
+    /// systemd-boot, variables of the UEFI firmware, and `loader.conf`.
+    SystemdBoot,
+}
+
 /// The slot of this number.
 pub fn id(slot: usize) -> SlotId {
     u32::try_from(slot).ok().and_then(SlotId::new).unwrap_or(SlotId::RECOVERY)
@@ -38,18 +51,18 @@ pub fn id(slot: usize) -> SlotId {
 
 impl Ground {
     /// Firmware that is signed by a PKI made in `work`, an existing directory, and appliances that run it.
-    pub fn new(work: &Path) -> anyhow::Result<Self> {
+    pub fn new(work: &Path, loader: Loader) -> anyhow::Result<Self> {
         let pki = Pki::open_or_create(work.join("pki"), "selection")?;
         let firmware = |(version, epoch)| {
-            let shape = Shape { version, root_len: 12 << 10, boot_len: 5000, recovery_len: 3000, epoch };
+            let shape = Shape { version, root_len: ROOT, boot_len: 5000, recovery_len: 3000, epoch };
             Synthetic::shaped(&shape, &pki, work)
         };
         let versions = [("8.0.1", 1), ("8.0.2", 2), ("8.0.3", 3)];
         let mut ground = Self {
             keyring: read_keyring(&pki)?,
             firmware: versions.into_iter().map(firmware).collect::<Result<_, _>>()?,
-            two: Media::new(2, SLOT_SIZE),
-            three: Media::new(3, SLOT_SIZE),
+            two: blank(2, loader),
+            three: blank(3, loader),
         };
         ground.two = ground.filled(ground.two.clone())?;
         ground.three = ground.filled(ground.three.clone())?;
@@ -69,6 +82,8 @@ impl Ground {
         self.assemble(&recorder, 1).confirm()?;
         with_state(&recorder.media(), |state| {
             state.unknown.insert(UNKNOWN.into(), 7.into());
+            // As after some years: a record of several sectors, which tears in more ways than one.
+            state.refused = (100..112).map(refused).collect();
         })
     }
 
@@ -98,6 +113,20 @@ impl Ground {
         Ok(store.activate(id(slot), "in a test", "the test")?)
     }
 
+    /// The boot loader.
+    pub fn loader(&self) -> Loader {
+        if self.two.variables.is_some() { Loader::SystemdBoot } else { Loader::Grub }
+    }
+
+    /// Whether the root in a slot is that of its firmware.
+    pub fn verifies(&self, media: &Media, slot: usize) -> bool {
+        let root = |media: &Media| {
+            let mut root = vec![0; ROOT];
+            media.slots.get(slot.checked_sub(1)?)?.read(0, &mut root).then_some(root)
+        };
+        root(media).is_some_and(|found| Some(found) == root(&self.three))
+    }
+
     /// Whether the ESP holds a recovery image with its manifest and signature, all of one firmware.
     pub fn has_recovery(&self, media: &Media) -> bool {
         self.firmware.iter().any(|firmware| {
@@ -117,14 +146,45 @@ impl Ground {
     }
 }
 
+/// A firmware that failed long ago.
+fn refused(number: u8) -> Refused {
+    let reason = format!("health check {number} failed: {}", "a unit did not start; ".repeat(4));
+    Refused { root_hash: Sha256Hex([number; 32]), reason, at: number.into(), unknown: BTreeMap::new() }
+}
+
+fn blank(slots: usize, loader: Loader) -> Media {
+    let variables = (loader == Loader::SystemdBoot).then(Default::default);
+    Media { variables, ..Media::new(slots, SLOT_SIZE) }
+}
+
+/// `media` with a block of the root in this slot gone bad.
+pub fn with_bad_block(media: &Media, slot: usize) -> Media {
+    let mut media = media.clone();
+    media.image(Device::Slot(slot)).write(4096, &[0; 4096]);
+    media
+}
+
 /// `media` with another state, as one more record.
 pub fn with_state(media: &Media, change: impl FnOnce(&mut State)) -> anyhow::Result<Media> {
     let mut media = media.clone();
     let (sequence, at, mut state) = read_state(&media.state).map_err(anyhow::Error::msg)?;
     change(&mut state);
-    let record = Record { sequence: sequence + 1, payload: state.render() };
+    let record = Record { sequence: durable::next_sequence(sequence), payload: state.render() };
     let block = durable::render(&record).context("the state is too large")?;
     media.state.write(at, &block);
+    Ok(media)
+}
+
+/// `media` with this sequence number on its newest record, in this of the two places, and the one before on the other.
+pub fn with_sequence(media: &Media, sequence: u64, place: usize) -> anyhow::Result<Media> {
+    let mut media = media.clone();
+    let payload = read_state(&media.state).map_err(anyhow::Error::msg)?.2.render();
+    let places = [0, media.state.size() / 2];
+    for (number, at) in places.into_iter().enumerate() {
+        let older = if number == place { sequence } else { sequence.wrapping_sub(1) };
+        let record = Record { sequence: older, payload: payload.clone() };
+        media.state.write(at, &durable::render(&record).context("the state is too large")?);
+    }
     Ok(media)
 }
 

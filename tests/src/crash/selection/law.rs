@@ -1,14 +1,18 @@
 //! What the second table of `slotd::domain::plan` promises after a cut, and what must hold of any media at any time.
 
-use slotd::domain::boot::{Entry, Selection};
-use slotd::domain::envblk::{self, DEFAULT, ONE_SHOT};
+use sha2::{Digest as _, Sha256};
+use slotd::device::loader::uefi::LOADER_CONF;
+use slotd::domain::boot::Entry;
+use slotd::domain::efivar;
 use slotd::domain::plan::SelectStep;
 use slotd::domain::state::{State, UpgradeOutcome};
 
 use super::super::law::read_state;
+use super::super::states::{Key, key};
 use super::super::{Check, ensure};
 use super::ground::{Ground, UNKNOWN};
-use crate::recorder::{Device, Event, Media};
+use super::loader;
+use crate::recorder::{Device, Event, Image, Media};
 
 /// What an appliance comes to when it is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,17 @@ pub struct End {
     pub outcome: Option<UpgradeOutcome>,
 }
 
+/// What may be lost, and is put in order when the appliance is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Lost {
+    /// The durable state.
+    pub state: bool,
+    /// A file of the ESP that nobody touched.
+    pub neighbour: bool,
+    /// The loader's settings.
+    pub loader: bool,
+}
+
 /// What becomes of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -30,25 +45,29 @@ pub struct Verdict {
     pub end: End,
 }
 
-/// What the loader is set to, as GRUB reads it.
-pub fn selection(media: &Media) -> Check<Selection> {
-    let environment = envblk::parse(&media.loader).map_err(|e| format!("the environment block: {e}"))?;
-    let entry = |name| {
-        let value = environment.get(name).filter(|value| !value.is_empty())?;
-        Some(Entry::parse(&String::from_utf8_lossy(value)))
-    };
-    Ok(Selection { default: entry(DEFAULT), one_shot: entry(ONE_SHOT), damage: None })
-}
-
 /// The state on the medium; `None` when it is lost.
 pub fn state(media: &Media) -> Option<State> {
     read_state(&media.state).ok().map(|(_, _, state)| state)
 }
 
+/// What tells these media from any that read otherwise. The sequence number of the state's record and what lies in the
+/// place of the next one decide nothing while the power stays on.
+pub fn reads_as(media: &Media) -> Key {
+    let mut bare = media.clone();
+    let mut hash = Sha256::new();
+    if let Some(state) = state(media) {
+        bare.state = Image::new(0);
+        hash.update(state.render());
+    }
+    hash.update(key(&bare));
+    let digest = hash.finalize();
+    std::array::from_fn(|at| digest[at])
+}
+
 /// The step of the second table that each event belongs to.
 pub fn steps(start: &Media, log: &[Event]) -> Vec<Option<SelectStep>> {
     let mut media = start.clone();
-    let mut in_state = None;
+    let (mut in_state, mut on_esp) = (None, None);
     let mut all = Vec::new();
     for event in log {
         let before = media.clone();
@@ -60,8 +79,19 @@ pub fn steps(start: &Media, log: &[Event]) -> Vec<Option<SelectStep>> {
             }
             Event::Flush { device: Device::State } => in_state,
             Event::Loader { .. } => loader_step(&before, &media),
+            Event::Variable { name, .. } if name == efivar::DEFAULT => Some(SelectStep::SetDefault),
+            Event::Variable { bytes: None, .. } => Some(SelectStep::ClearOneShot),
+            Event::Variable { .. } => Some(SelectStep::SetOneShot),
             Event::Write { .. } | Event::Flush { .. } => None,
-            _ => Some(SelectStep::RefreshRecovery),
+            Event::EspCreate { name }
+            | Event::EspWrite { name, .. }
+            | Event::EspSyncFile { name }
+            | Event::EspRemove { name } => {
+                let conf = name == LOADER_CONF;
+                on_esp = Some(if conf { SelectStep::SetDefault } else { SelectStep::RefreshRecovery });
+                on_esp
+            }
+            Event::EspSync => on_esp,
         });
     }
     all
@@ -89,7 +119,7 @@ fn state_step(old: &State, new: &State) -> Option<SelectStep> {
 }
 
 fn loader_step(before: &Media, after: &Media) -> Option<SelectStep> {
-    let (old, new) = (selection(before).ok()?, selection(after).ok()?);
+    let (old, new) = (loader::seen(before), loader::seen(after));
     Some(match new.one_shot {
         _ if old.default != new.default => SelectStep::SetDefault,
         Some(_) => SelectStep::SetOneShot,
@@ -97,22 +127,26 @@ fn loader_step(before: &Media, after: &Media) -> Option<SelectStep> {
     })
 }
 
-/// What a step changes once it is durable. `None` is the write of a fresh state.
+/// What a step changes once it is durable, in the order of the log. `None` is the write of a fresh state.
 pub type Flip = (Option<SelectStep>, Verdict);
 
 /// The verdicts that are right after a cut behind each of the first 0, 1, … events of `log`. What has returned is
 /// durable, so the last of `flips` is right at the end, whatever the log says.
 pub fn right_after_each(start: &Media, log: &[Event], first: Verdict, flips: &[Flip]) -> Vec<Vec<Verdict>> {
-    let mut now = first;
+    let (mut now, mut to_come) = (first, flips);
     let mut right = vec![vec![now]];
     for (event, step) in log.iter().zip(steps(start, log)) {
-        let flip = flips.iter().find(|(at, _)| *at == step).map(|(_, verdict)| *verdict);
+        let found = to_come.iter().position(|(at, _)| *at == step);
+        let flip = found.and_then(|index| Some((to_come.get(index)?.1, to_come.get(index + 1..)?)));
         match (flip, event) {
-            (Some(new), Event::Flush { .. } | Event::Loader { .. } | Event::EspSync) => {
-                now = new;
+            (
+                Some((new, rest)),
+                Event::Flush { .. } | Event::Loader { .. } | Event::Variable { .. } | Event::EspSync,
+            ) => {
+                (now, to_come) = (new, rest);
                 right.push(vec![now]);
             }
-            (Some(new), _) if new != now => right.push(vec![now, new]),
+            (Some((new, _)), _) if new != now => right.push(vec![now, new]),
             _ => right.push(vec![now]),
         }
     }
@@ -123,12 +157,10 @@ pub fn right_after_each(start: &Media, log: &[Event], first: Verdict, flips: &[F
     right
 }
 
-/// What is true of the media at any time. `lost` says that the state may be lost, `neighbour` that a cut took a file of
-/// the ESP that nobody touched.
-pub fn holds(ground: &Ground, start: &Media, media: &Media, (lost, neighbour): (bool, bool)) -> Check<()> {
+/// What is true of the media at any time.
+pub fn holds(ground: &Ground, start: &Media, media: &Media, lost: Lost) -> Check<()> {
     ensure(media.slots == start.slots, || "a byte of a slot has changed".into())?;
-    let loader = selection(media)?;
-    if !neighbour {
+    if !lost.neighbour {
         ensure(ground.has_recovery(media), || "no recovery image on the ESP is complete".into())?;
         for (firmware, number) in ground.firmware.iter().zip(1..=media.slots.len()) {
             let found = media.esp.get(&format!("sps-slot-{number}.efi"));
@@ -137,14 +169,17 @@ pub fn holds(ground: &Ground, start: &Media, media: &Media, (lost, neighbour): (
         }
     }
     let Some(now) = state(media) else {
-        return ensure(lost, || "the state is lost".into());
+        return ensure(lost.state, || "the state is lost".into());
     };
-    let default = loader.default.as_ref().and_then(Entry::slot);
-    let claim = now.confirmed.as_ref().map(|confirmed| confirmed.slot);
-    let confirming = now.pending.as_ref().filter(|pending| pending.confirming).map(|pending| pending.slot);
-    ensure(default == claim || (confirming.is_some() && default == confirming) || lost, || {
-        format!("the default is slot {default:?}, confirmed is {claim:?}, confirming {confirming:?}")
-    })?;
+    if !lost.loader {
+        let default = loader::selection(media)?.default.as_ref().and_then(Entry::slot);
+        let claim = now.confirmed.as_ref().map(|confirmed| confirmed.slot);
+        let confirming =
+            now.pending.as_ref().filter(|pending| pending.confirming).map(|pending| pending.slot);
+        ensure(default == claim || (confirming.is_some() && default == confirming) || lost.state, || {
+            format!("the default is slot {default:?}, confirmed is {claim:?}, confirming {confirming:?}")
+        })?;
+    }
     let Some(before) = state(start) else { return Ok(()) };
     ensure(now.epoch_floor >= before.epoch_floor, || {
         format!("the epoch floor went from {} to {}", before.epoch_floor, now.epoch_floor)
@@ -152,6 +187,17 @@ pub fn holds(ground: &Ground, start: &Media, media: &Media, (lost, neighbour): (
     ensure(now.unknown.get(UNKNOWN) == before.unknown.get(UNKNOWN), || {
         format!("{UNKNOWN} was lost: {:?}", now.unknown)
     })?;
+    let selections = |state: &State| {
+        let last = state.last_upgrade.iter().map(|last| last.selection.clone());
+        state.pending.iter().cloned().chain(last).filter(|one| one.message == UNKNOWN).collect::<Vec<_>>()
+    };
+    let kept = selections(&now).iter().all(|one| one.unknown.contains_key(UNKNOWN));
+    ensure(kept, || format!("{UNKNOWN} of a selection was lost: {:?}", now.last_upgrade))?;
+    for old in &before.refused {
+        let kept = now.refused.iter().any(|new| new.root_hash == old.root_hash && new.unknown == old.unknown);
+        let taken_back = now.confirmed.as_ref().is_some_and(|new| new.root_hash == old.root_hash);
+        ensure(kept || taken_back, || format!("{old:?} is not refused any more, or its {UNKNOWN} was lost"))?;
+    }
     let confirmed = now.confirmed.as_ref().and_then(|now| ground.number(&now.root_hash.to_string()));
     let firmware = confirmed.and_then(|number| ground.firmware.get(number - 1));
     let floor = firmware.map_or(0, |firmware| firmware.manifest.security_epoch);

@@ -1,27 +1,27 @@
-//! The crash checker for the second table: selecting, trying and confirming, cut everywhere, and cut again in the start
-//! that follows.
+//! The crash checker for the second table: selecting, trying and confirming, cut everywhere, cut again in the start that
+//! follows, and a third time in the start after that; and cut everywhere with the loader's settings lost.
 
+mod checker;
 pub mod faults;
 pub mod ground;
 pub mod law;
+pub mod list;
+pub mod loader;
+pub mod mishaps;
+pub mod oracle;
 pub mod power;
 pub mod scenarios;
 
+use std::collections::HashSet;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
-use serde_json::{Value, json};
 use slotd::domain::plan::SelectStep;
 use slotd::store::RevertRequest;
 
-use super::states::{CrashState, Detail, after_cuts, lost_neighbours};
-use super::{Check, ensure};
+use super::states::{Bounds, CrashState, Key, after_cuts, key, lost_neighbours};
 use crate::recorder::{Event, Media, Recorder};
 use ground::Ground;
-use law::{End, Flip, Verdict, right_after_each, selection, state};
+use law::{Flip, Lost, Verdict, right_after_each, state};
 use power::{Came, Health, Power};
 
 /// What is done again once everything has come to rest, to end as if nothing had happened.
@@ -54,14 +54,52 @@ pub struct Scenario<'a> {
     pub health: [Health; 3],
     /// Whether the loader can clear its one-shot entry.
     pub forgets: bool,
+    /// Whether the loader's settings are lost before it.
+    pub blind: bool,
     /// What becomes of a cut before the first event.
     pub first: Verdict,
     /// What each step makes of that.
     pub flips: Vec<Flip>,
-    /// What a second cut may come to, besides what it would have come to without.
-    pub after_second: Vec<End>,
     /// What is done again.
     pub again: Again,
+}
+
+/// How closely to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// The states after a cut: every one of them is started.
+    pub bounds: Bounds,
+    /// The states after a cut in a start.
+    pub again: Bounds,
+    /// Whether a file is lost that nobody touched.
+    pub neighbours: bool,
+    /// States with something lost that no cut takes: the loader's settings, or both records of the state.
+    pub losses: usize,
+    /// Distinct states in all; second and third cuts make it up.
+    pub distinct: usize,
+    /// States after a second cut that are started at least, and after a third.
+    pub again_at_least: usize,
+}
+
+impl Sample {
+    /// Nothing lost, no second cut, no lost neighbour: for planted faults.
+    pub const fn once() -> Self {
+        let bounds = Bounds::quick().once();
+        Self { bounds, again: bounds, neighbours: false, losses: 0, distinct: 0, again_at_least: 0 }
+    }
+
+    /// For every run of the tests.
+    pub const fn quick() -> Self {
+        let again = Bounds { tears: 12, drawn: 3, ..Bounds::quick().again() };
+        let bounds = Bounds::quick();
+        Self { bounds, again, neighbours: true, losses: 60, distinct: 510, again_at_least: 60 }
+    }
+
+    /// For `cargo xtask prove`: as far as `bounds` goes, `distinct` states of each scenario where there are so many.
+    pub const fn thorough(bounds: Bounds, distinct: usize) -> Self {
+        let again = Bounds { repeat: 0, ..bounds };
+        Self { bounds, again, neighbours: true, losses: distinct, distinct, again_at_least: distinct / 4 }
+    }
 }
 
 /// What checking a scenario showed.
@@ -69,25 +107,40 @@ pub struct Scenario<'a> {
 pub struct Report {
     /// Events that were recorded.
     pub events: usize,
+    /// Borders between the steps of the second table, the beginning and the end among them.
+    pub borders: usize,
+    /// Of these: so many were left as they are in some state.
+    pub seen_borders: usize,
     /// Distinct contents of the media after a cut.
     pub states: usize,
     /// Of these: a file of the ESP that nobody touched is lost.
     pub neighbours: usize,
-    /// Distinct contents after a second cut, in the start that follows.
-    pub second: usize,
-    /// Of these: so many were started a third time.
-    pub third: usize,
+    /// Contents after a cut with the loader's settings lost that were started.
+    pub losses: usize,
+    /// Contents after a second cut that were started, and how many were made to choose from.
+    pub second: (usize, usize),
+    /// Contents after a third cut that were started, and how many were made to choose from.
+    pub third: (usize, usize),
+    /// Distinct contents of the media, all of these together.
+    pub distinct: usize,
     /// What should not be, with the state it was found in.
     pub violations: Vec<String>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { events, states, neighbours, second, third, violations } = self;
+        let Self { events, states, neighbours, losses, second, third, distinct, violations, .. } = self;
         write!(
             f,
-            "{events} events, {states} states ({neighbours} with a lost neighbour), after a second cut {third} of \
-             {second} states, {} violations",
+            "{distinct} distinct states: {events} events, {states} after a cut ({neighbours} with a lost neighbour), \
+             {losses} with lost settings, {} of {} after a second cut, {} of {} after a third; {} of {} borders of \
+             steps; {} violations",
+            second.0,
+            second.1,
+            third.0,
+            third.1,
+            self.seen_borders,
+            self.borders,
             violations.len()
         )?;
         violations.iter().take(8).try_for_each(|violation| write!(f, "\n  {violation}"))
@@ -101,7 +154,8 @@ impl Scenario<'_> {
             before: &self.start,
             health: self.health,
             forgets: self.forgets,
-            may_be_lost: state(&self.start).is_none(),
+            lost: Lost { state: state(&self.start).is_none(), neighbour: false, loader: self.blind },
+            starts: None,
         }
     }
 
@@ -112,45 +166,79 @@ impl Scenario<'_> {
         steps
     }
 
-    /// Cuts it everywhere, starts it, cuts that start everywhere, and starts one in `sample` of those again. With 0
-    /// neither a second cut nor a lost neighbour is tried.
-    pub fn check(&self, sample: usize) -> Report {
+    /// The media at the beginning, at the end, and wherever one step of the second table follows another.
+    fn borders(&self) -> Vec<Key> {
+        let (mut now, mut last, mut borders) = (self.start.clone(), None, Vec::new());
+        for (event, step) in self.log.iter().zip(law::steps(&self.start, &self.log)) {
+            if last != Some(step) {
+                borders.push(key(&now));
+            }
+            last = Some(step);
+            now.apply(event);
+        }
+        borders.push(key(&now));
+        borders
+    }
+
+    /// Cuts it everywhere, starts it, cuts that start everywhere, and the start after that.
+    pub fn check(&self, sample: &Sample) -> Report {
+        checker::check(self, sample)
+    }
+
+    /// The states after a cut, and those with something lost.
+    fn cuts(&self, sample: &Sample) -> Vec<Cut> {
         let right = right_after_each(&self.start, &self.log, self.first, &self.flips);
-        let mut states = after_cuts(&self.start, &self.log, &right, Detail::Full);
-        let mut neighbours = lost_neighbours(&self.start, &self.log, &right);
-        neighbours.truncate(if sample == 0 { 0 } else { neighbours.len() });
-        let mut report = Report {
-            events: self.log.len(),
-            states: states.len() + neighbours.len(),
-            neighbours: neighbours.len(),
-            ..Report::default()
-        };
-        let undisturbed = match self.power().settle(&self.finished) {
-            Ok(settled) => settled.media,
-            Err(why) => {
-                report.violations.push(format!("undisturbed: {why}"));
-                return report;
+        let mut states = after_cuts(&self.start, &self.log, &right, &sample.bounds);
+        if sample.neighbours {
+            states.extend(lost_neighbours(&self.start, &self.log, &right));
+        }
+        let lost = self.losses(sample.losses);
+        states.into_iter().map(Cut::from).chain(lost).collect()
+    }
+
+    /// The media behind each event with the loader's settings, or both records of the state, lost in each way; `sample`
+    /// of them.
+    fn losses(&self, sample: usize) -> Vec<Cut> {
+        if sample == 0 || state(&self.start).is_none() {
+            return Vec::new();
+        }
+        let (mut now, mut known, mut all) = (self.start.clone(), HashSet::new(), Vec::new());
+        for number in 0..=self.log.len() {
+            if let Some(event) = number.checked_sub(1).and_then(|last| self.log.get(last)) {
+                now.apply(event);
             }
-        };
-        states.extend(neighbours);
-        let checker = Checker { scenario: self, undisturbed, sample, report: Mutex::new(report) };
-        let next = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    while let Some(state) = states.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        checker.check(state);
-                    }
-                });
+            let settings = loader::losses(&now).into_iter().map(|lost| (lost, true));
+            let records = self.lost_states(&now).into_iter().map(|lost| (lost, false));
+            for ((media, what), settings) in settings.chain(records) {
+                let lost = Lost { state: !settings, loader: settings || self.blind, neighbour: false };
+                if known.insert(media.digest()) {
+                    let what = format!("after event {number}: {what}");
+                    all.push(Cut { media, right: None, what, lost });
+                }
             }
-        });
-        checker.report.into_inner().unwrap_or_else(PoisonError::into_inner)
+        }
+        spread(&all, sample).cloned().collect()
+    }
+
+    /// Without a state no start is counted, so what dies is started for ever, be it the default or what the loader cannot
+    /// forget: that is not asked here.
+    fn lost_states(&self, media: &Media) -> Vec<(Media, &'static str)> {
+        let default = loader::seen(media).default.and_then(|entry| entry.slot());
+        let default = default.map_or(0, |slot| slot.get() as usize);
+        match self.power().health(default) {
+            Health::Dead => Vec::new(),
+            _ if !self.forgets => Vec::new(),
+            _ => vec![
+                (scenarios::lost_state(media, 0), "both records of the state zero"),
+                (scenarios::lost_state(media, 0x5a), "both records of the state garbage"),
+            ],
+        }
     }
 
     /// Does it again on media that have come to rest.
     fn repeat(&self, settled: &Media) -> anyhow::Result<Media> {
         let recorder = Recorder::new(settled.clone());
-        let running = selection(settled).ok().and_then(|set| set.default?.slot());
+        let running = loader::seen(settled).default.and_then(|entry| entry.slot());
         let running = running.map_or(0, |slot| slot.get() as usize);
         match self.again {
             Again::Start => {}
@@ -181,100 +269,27 @@ impl Scenario<'_> {
     }
 }
 
-struct Checker<'a> {
-    scenario: &'a Scenario<'a>,
-    /// What the undisturbed one comes to.
-    undisturbed: Media,
-    sample: usize,
-    report: Mutex<Report>,
+/// A state that is started.
+#[derive(Clone, Debug)]
+struct Cut {
+    media: Media,
+    /// What may become of it; where it is not said, whatever the oracle allows.
+    right: Option<Vec<Verdict>>,
+    /// How it came about.
+    what: String,
+    /// What is lost besides what a cut takes.
+    lost: Lost,
 }
 
-impl Checker<'_> {
-    fn note(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn check(&self, state: &CrashState<Verdict>) {
-        let checked = catch_unwind(AssertUnwindSafe(|| self.check_state(state)));
-        if let Err(why) = checked.unwrap_or_else(|_| Err("panicked".into())) {
-            self.note(|report| report.violations.push(format!("{}: {why}", state.origin)));
-        }
-    }
-
-    fn check_state(&self, state: &CrashState<Verdict>) -> Check<()> {
-        let scenario = self.scenario;
-        let power = scenario.power();
-        let lost = (power.may_be_lost, state.neighbour);
-        law::holds(scenario.ground, &scenario.start, &state.media, lost)?;
-        let settled = power.settle(&state.media)?;
-        let found = settled.verdict;
-        // Where a boot image was lost, recovery comes first and puts it back.
-        let same = |right: &Verdict| {
-            right.end == found.end && (right.next == found.next || (state.neighbour && found.next.is_none()))
-        };
-        ensure(state.right.iter().any(same), || format!("it is {found:?}, right is {:?}", state.right))?;
-        let again = scenario.repeat(&settled.media).map_err(|e| format!("done again: {e:#}"))?;
-        if matches!(scenario.again, Again::Start | Again::Confirm(_)) {
-            let again = power.settle(&again).map_err(|why| format!("done again, {why}"))?;
-            same_end(&self.undisturbed, &again.media)?;
-        } else {
-            same_end(&scenario.finished, &again)?;
-        }
-        // One lost neighbour is enough for two cuts.
-        if self.sample == 0 || state.neighbour { Ok(()) } else { self.cut_again(state, &settled) }
-    }
-
-    /// The start that followed, cut everywhere.
-    fn cut_again(&self, state: &CrashState<Verdict>, settled: &power::Settled) -> Check<()> {
-        let scenario = self.scenario;
-        let log = &settled.first_start;
-        let right: Vec<End> =
-            [settled.verdict.end].into_iter().chain(scenario.after_second.iter().copied()).collect();
-        let right = vec![right; log.len() + 1];
-        let mut second = after_cuts(&state.media, log, &right, Detail::Coarse);
-        second.extend(lost_neighbours(&state.media, log, &right));
-        let total = second.len();
-        let mut checked = 0;
-        for cut in second.iter().step_by(self.sample) {
-            let lost = (scenario.power().may_be_lost, cut.neighbour);
-            let then = |why| format!("then {}: {why}", cut.origin);
-            law::holds(scenario.ground, &scenario.start, &cut.media, lost).map_err(then)?;
-            let found = scenario.power().settle(&cut.media).map_err(then)?.verdict;
-            ensure(cut.right.contains(&found.end), || {
-                then(format!("it is {found:?}, right is {:?}", cut.right))
-            })?;
-            checked += 1;
-        }
-        self.note(|report| {
-            report.second += total;
-            report.third += checked;
-        });
-        Ok(())
+impl From<CrashState<Verdict>> for Cut {
+    fn from(state: CrashState<Verdict>) -> Self {
+        let lost = Lost { neighbour: state.neighbour, ..Lost::default() };
+        Self { media: state.media, right: Some(state.right), what: state.origin.to_string(), lost }
     }
 }
 
-/// Whether two ends are the same but for times, words and what the journal of upgrades says.
-fn same_end(expected: &Media, found: &Media) -> Check<()> {
-    ensure(expected.esp == found.esp, || "done again, the ESP is another".into())?;
-    let loaders = (selection(expected)?, selection(found)?);
-    ensure(loaders.0 == loaders.1, || format!("done again, the loader is another: {loaders:?}"))?;
-    let states = (essence(expected), essence(found));
-    ensure(states.0 == states.1, || format!("done again, the state is another: {states:?}"))
-}
-
-/// What of a state decides.
-fn essence(media: &Media) -> Value {
-    let Some(state) = state(media) else { return Value::Null };
-    let pending =
-        state.pending.as_ref().map(|p| (p.slot, p.root_hash.to_string(), p.kind, p.confirming, &p.message));
-    let confirmed = state.confirmed.as_ref().map(|c| (c.slot, c.root_hash.to_string(), &c.before));
-    json!({
-        "pending": pending,
-        "confirmed": confirmed,
-        "boots": state.boots,
-        "epoch_floor": state.epoch_floor,
-        "time_floor": state.time_floor,
-        "intent": state.intent,
-        "unknown": state.unknown,
-    })
+/// At most `count` of `all`, evenly.
+fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
+    let count = count.min(all.len());
+    (0..count).filter_map(move |index| all.get((2 * index + 1) * all.len() / (2 * count)))
 }

@@ -8,28 +8,33 @@ use slotd::domain::state::UpgradeOutcome::{self, Confirmed, Failed, Withdrawn};
 use slotd::store::RevertRequest;
 
 use super::ground::{Ground, id, recorded, with_state};
-use super::law::{End, Flip, Verdict, steps};
+use super::law::{End, Flip, Lost, Verdict, steps};
 use super::power::{Came, Health, Power};
 use super::{Again, Scenario};
 use crate::recorder::{Media, Recorder};
 
 use Health::{Dead, Good, Silent};
 
-fn end(confirmed: usize, outcome: Option<UpgradeOutcome>) -> End {
+pub(super) fn end(confirmed: usize, outcome: Option<UpgradeOutcome>) -> End {
     End { runs: Some(confirmed), confirmed: Some(confirmed), outcome }
 }
 
 /// Next this slot, as the default or as a trial; in the end the confirmed one.
-fn verdict(next: usize, trial: bool, confirmed: usize, outcome: Option<UpgradeOutcome>) -> Verdict {
+pub(super) fn verdict(
+    next: usize,
+    trial: bool,
+    confirmed: usize,
+    outcome: Option<UpgradeOutcome>,
+) -> Verdict {
     Verdict { next: Some((next, trial)), end: end(confirmed, outcome) }
 }
 
-fn flip(step: SelectStep, verdict: Verdict) -> Flip {
+pub(super) fn flip(step: SelectStep, verdict: Verdict) -> Flip {
     (Some(step), verdict)
 }
 
 impl Ground {
-    fn scenario<'a>(
+    pub(super) fn scenario<'a>(
         &'a self,
         name: &'static str,
         start: Media,
@@ -46,18 +51,18 @@ impl Ground {
             finished,
             health: [Good, Silent, Silent],
             forgets: true,
+            blind: false,
             first,
             flips,
-            after_second: Vec::new(),
             again: Again::Start,
         })
     }
 
     fn power<'a>(&'a self, before: &'a Media, health: [Health; 3]) -> Power<'a> {
-        Power { ground: self, before, health, forgets: true, may_be_lost: false }
+        Power { ground: self, before, health, forgets: true, lost: Lost::default(), starts: None }
     }
 
-    fn came(
+    pub(super) fn came(
         &self,
         recorder: &Recorder,
         health: [Health; 3],
@@ -71,20 +76,35 @@ impl Ground {
         Ok(())
     }
 
+    /// The same when the loader's settings may be lost.
+    pub(super) fn came_blind(
+        &self,
+        recorder: &Recorder,
+        health: [Health; 3],
+        expected: Came,
+    ) -> anyhow::Result<()> {
+        let before = recorder.media();
+        let lost = Lost { loader: true, ..Lost::default() };
+        let came =
+            Power { lost, ..self.power(&before, health) }.start(recorder).map_err(anyhow::Error::msg)?;
+        anyhow::ensure!(came == expected, "{came:?} came up, not {expected:?}");
+        Ok(())
+    }
+
     /// Slot 2 is selected.
-    fn selected(&self, media: &Media) -> anyhow::Result<Media> {
+    pub(super) fn selected(&self, media: &Media) -> anyhow::Result<Media> {
         Ok(recorded(media, |recorder| self.activate(recorder, 1, 2))?.0)
     }
 
     /// Slot 2 is in its trial and has said nothing yet.
-    fn in_trial(&self, media: &Media) -> anyhow::Result<Media> {
+    pub(super) fn in_trial(&self, media: &Media) -> anyhow::Result<Media> {
         let trial =
             |recorder: &Recorder| self.came(recorder, [Good, Silent, Silent], true, Came::Up(2, true));
         Ok(recorded(&self.selected(media)?, trial)?.0)
     }
 
     /// Slot 2 has taken over from slot 1.
-    fn upgraded(&self, media: &Media) -> anyhow::Result<Media> {
+    pub(super) fn upgraded(&self, media: &Media) -> anyhow::Result<Media> {
         Ok(recorded(&self.in_trial(media)?, |recorder| {
             Ok(self.assemble(recorder, 2).confirm().map(drop)?)
         })?
@@ -154,12 +174,16 @@ impl Ground {
 
     /// Slot 2 is healthy in its trial; its recovery image replaces the older one.
     pub fn confirmation(&self) -> anyhow::Result<Scenario<'_>> {
+        self.confirmation_from("confirm", self.in_trial(&self.two)?)
+    }
+
+    pub(super) fn confirmation_from(&self, name: &'static str, start: Media) -> anyhow::Result<Scenario<'_>> {
         let flips = vec![
             flip(WriteConfirming, verdict(1, false, 2, Some(Confirmed))),
             flip(SetDefault, verdict(2, false, 2, Some(Confirmed))),
         ];
         let first = verdict(1, false, 1, Some(Failed));
-        let scenario = self.scenario("confirm", self.in_trial(&self.two)?, first, flips, |recorder| {
+        let scenario = self.scenario(name, start, first, flips, |recorder| {
             Ok(self.assemble(recorder, 2).confirm().map(drop)?)
         })?;
         Ok(Scenario { health: [Good, Good, Silent], again: Again::Confirm(2), ..scenario })
@@ -233,9 +257,7 @@ impl Ground {
         let scenario = self.scenario("fallback", start, chosen, flips, |recorder| {
             self.came(recorder, [Dead, Good, Silent], true, Came::Again)
         })?;
-        // Cut off in its only trial, the fallback has failed too, and nothing is left that starts.
-        let recovery = End { runs: None, confirmed: Some(1), outcome: Some(Failed) };
-        Ok(Scenario { health: [Dead, Good, Silent], after_second: vec![recovery], ..scenario })
+        Ok(Scenario { health: [Dead, Good, Silent], ..scenario })
     }
 
     /// Slot 2 was confirmed up to the first of `step`; since then `worn` was started three times and cut off each time.
@@ -271,17 +293,25 @@ impl Ground {
 
     /// The state is lost, and the operator writes a fresh one.
     pub fn reset(&self) -> anyhow::Result<Scenario<'_>> {
+        self.reset_from("state reset", lost_state(&self.two, 0))
+    }
+
+    /// The same where the records hold garbage.
+    pub fn reset_garbage(&self) -> anyhow::Result<Scenario<'_>> {
+        self.reset_from("state reset, the records are garbage", lost_state(&self.two, 0x5a))
+    }
+
+    pub(super) fn reset_from(&self, name: &'static str, start: Media) -> anyhow::Result<Scenario<'_>> {
         let (lost, fresh) = (lost_verdict(1), verdict(1, false, 1, None));
-        let scenario =
-            self.scenario("state reset", lost_state(&self.two), lost, vec![(None, fresh)], |recorder| {
-                Ok(self.assemble(recorder, 1).reset_state("in a test")?)
-            })?;
+        let scenario = self.scenario(name, start, lost, vec![(None, fresh)], |recorder| {
+            Ok(self.assemble(recorder, 1).reset_state("in a test")?)
+        })?;
         Ok(Scenario { again: Again::Reset, ..scenario })
     }
 
     /// The same while slot 2 is selected, which only the loader still knows.
     pub fn reset_while_selected(&self) -> anyhow::Result<Scenario<'_>> {
-        let start = lost_state(&self.selected(&self.two)?);
+        let start = lost_state(&self.selected(&self.two)?, 0);
         let fresh = verdict(1, false, 1, None);
         let flips = vec![flip(ClearOneShot, lost_verdict(1)), (None, fresh)];
         let name = "state reset while another is selected";
@@ -297,10 +327,11 @@ fn lost_verdict(next: usize) -> Verdict {
     Verdict { next: Some((next, false)), end: End { runs: Some(1), confirmed: None, outcome: None } }
 }
 
-fn lost_state(media: &Media) -> Media {
+/// The same media with these bytes for the beginning of both records.
+pub(super) fn lost_state(media: &Media, bytes: u8) -> Media {
     let mut media = media.clone();
     for at in [0, media.state.size() / 2] {
-        media.state.write(at, &[0; 512]);
+        media.state.write(at, &[bytes; 512]);
     }
     media
 }

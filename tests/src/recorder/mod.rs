@@ -1,111 +1,28 @@
 //! Media in memory that log every change in one global order.
 
+mod image;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Deref;
-use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 use slotd::device::esp::{Esp, EspError};
+use slotd::device::loader::efivarfs::Variables;
 use slotd::device::loader::grub::{Block, Grub};
+use slotd::device::loader::uefi::{Conf, LOADER_CONF, SystemdBoot};
 use slotd::device::loader::{Loader, LoaderError};
 use slotd::device::medium::{Medium, MediumError};
 use slotd::device::probe::Readback;
-use slotd::domain::envblk;
+use slotd::domain::{efivar, envblk};
 
-const PAGE: usize = 4096;
-/// What the simulated ESP holds in bytes.
+use image::PAGE;
+pub use image::{Data, Image};
+
+/// What a simulated ESP holds in bytes, unless told otherwise.
 const ESP_SIZE: u64 = 64 << 20;
-
-/// 4 KiB and, once asked for, their digest.
-#[derive(Debug)]
-struct Page {
-    bytes: [u8; PAGE],
-    digest: OnceLock<[u8; 32]>,
-}
-
-impl Page {
-    fn new(bytes: &[u8; PAGE]) -> Arc<Self> {
-        Arc::new(Self { bytes: *bytes, digest: OnceLock::new() })
-    }
-
-    fn digest(&self) -> &[u8; 32] {
-        self.digest.get_or_init(|| Sha256::digest(self.bytes).into())
-    }
-}
-
-static ZERO: LazyLock<Arc<Page>> = LazyLock::new(|| Page::new(&[0; PAGE]));
-
-/// The content of a medium. Copies share the pages that do not differ.
-#[derive(Clone, Debug)]
-pub struct Image {
-    pages: Vec<Arc<Page>>,
-}
-
-impl Image {
-    /// `size` bytes of zeros, rounded up to 4 KiB.
-    pub fn new(size: usize) -> Self {
-        Self { pages: vec![Arc::clone(&ZERO); size.div_ceil(PAGE)] }
-    }
-
-    /// Length in bytes.
-    pub fn size(&self) -> u64 {
-        (self.pages.len() * PAGE) as u64
-    }
-
-    /// Fills `buf` from `offset`; false when that reaches past the end.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        self.pieces(offset, buf.len()).is_some_and(|pieces| {
-            let mut done = 0;
-            for (page, at, len) in pieces {
-                buf[done..done + len].copy_from_slice(&self.pages[page].bytes[at..at + len]);
-                done += len;
-            }
-            true
-        })
-    }
-
-    /// Replaces what lies at `offset` by `data`; false when that reaches past the end.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> bool {
-        self.pieces(offset, data.len()).is_some_and(|pieces| {
-            let mut done = 0;
-            for (page, at, len) in pieces {
-                let mut bytes = self.pages[page].bytes;
-                bytes[at..at + len].copy_from_slice(&data[done..done + len]);
-                self.pages[page] = Page::new(&bytes);
-                done += len;
-            }
-            true
-        })
-    }
-
-    /// Pages that `len` bytes at `offset` touch: number, offset in the page, length.
-    fn pieces(&self, offset: u64, len: usize) -> Option<impl Iterator<Item = (usize, usize, usize)> + use<>> {
-        let start = usize::try_from(offset).ok()?;
-        let end = start.checked_add(len).filter(|end| *end as u64 <= self.size())?;
-        Some((start / PAGE..end.div_ceil(PAGE)).map(move |page| {
-            let from = start.max(page * PAGE);
-            (page, from - page * PAGE, end.min((page + 1) * PAGE) - from)
-        }))
-    }
-
-    /// SHA-256 over the digests of all pages.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        for page in &self.pages {
-            hash.update(page.digest());
-        }
-        hash.finalize().into()
-    }
-}
-
-impl PartialEq for Image {
-    fn eq(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Arc<Page>, &Arc<Page>)| Arc::ptr_eq(a, b) || a.bytes == b.bytes;
-        self.pages.len() == other.pages.len() && self.pages.iter().zip(&other.pages).all(same)
-    }
-}
 
 /// Files of the ESP by name.
 pub type Files = BTreeMap<String, Arc<Content>>;
@@ -150,6 +67,9 @@ pub enum Device {
     Slot(usize),
 }
 
+/// Variables of the UEFI firmware, by name: attributes and text.
+pub type FirmwareVariables = BTreeMap<String, Vec<u8>>;
+
 /// All media of an appliance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Media {
@@ -161,6 +81,10 @@ pub struct Media {
     pub esp: Files,
     /// GRUB's environment block.
     pub loader: [u8; envblk::SIZE],
+    /// The variables of a machine that systemd-boot starts; `None` where GRUB does.
+    pub variables: Option<FirmwareVariables>,
+    /// What the ESP holds in bytes.
+    pub esp_size: u64,
 }
 
 impl Media {
@@ -172,6 +96,8 @@ impl Media {
             slots: vec![Image::new(slot_size); slots],
             esp: Files::new(),
             loader,
+            variables: None,
+            esp_size: ESP_SIZE,
         }
     }
 
@@ -195,6 +121,10 @@ impl Media {
             hash.update(content.digest());
         }
         hash.update(self.loader);
+        for (name, bytes) in self.variables.iter().flatten() {
+            hash.update(Sha256::digest(name));
+            hash.update(Sha256::digest(bytes));
+        }
         hash.finalize().into()
     }
 
@@ -202,7 +132,7 @@ impl Media {
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::Write { device, offset, data } => {
-                self.image(*device).write(*offset, data);
+                self.image(*device).write_part(*offset, data, 0, data.len());
             }
             Event::EspCreate { name } => {
                 self.esp.insert(name.clone(), Content::new(Vec::new()));
@@ -218,6 +148,13 @@ impl Media {
                 self.esp.remove(name);
             }
             Event::Loader { block } => self.loader = **block,
+            Event::Variable { name, bytes } => {
+                let variables = self.variables.get_or_insert_default();
+                match bytes {
+                    Some(bytes) => variables.insert(name.clone(), bytes.to_vec()),
+                    None => variables.remove(name),
+                };
+            }
             Event::Flush { .. } | Event::EspSyncFile { .. } | Event::EspSync => {}
         }
     }
@@ -233,7 +170,7 @@ pub enum Event {
         /// Byte.
         offset: u64,
         /// What.
-        data: Arc<[u8]>,
+        data: Data,
     },
     /// Everything written to this medium before is on stable storage.
     Flush {
@@ -271,6 +208,13 @@ pub enum Event {
         /// What it is now.
         block: Arc<[u8; envblk::SIZE]>,
     },
+    /// A variable of the UEFI firmware was set or removed as a whole, and that is on stable storage.
+    Variable {
+        /// Its name.
+        name: String,
+        /// What it is now; `None` when it is gone.
+        bytes: Option<Arc<[u8]>>,
+    },
 }
 
 impl std::fmt::Debug for Event {
@@ -292,6 +236,11 @@ impl std::fmt::Debug for Event {
                 let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
                 write!(f, "loader: write {settings:?}")
             }
+            Self::Variable { name, bytes: None } => write!(f, "loader: remove {name}"),
+            Self::Variable { name, bytes: Some(bytes) } => {
+                let text = efivar::decode(bytes).unwrap_or_else(|e| e.to_string());
+                write!(f, "loader: set {name} to {text}")
+            }
         }
     }
 }
@@ -299,10 +248,47 @@ impl std::fmt::Debug for Event {
 /// Called with each event after it was carried out.
 type Watcher = Box<dyn FnMut(&Event) + Send>;
 
+/// What the media do besides what they should.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Blocks that cannot be read until they are written again, by their first byte.
+    pub unreadable: Vec<(Device, u64)>,
+    /// After so many reads of what has changed, one answers with what these media hold.
+    pub stale: Option<(usize, Media)>,
+    /// The ESP holds no more bytes than these, whatever it says is free.
+    pub esp_limit: Option<u64>,
+}
+
 struct Inner {
     media: Media,
     log: Vec<Event>,
     watcher: Option<Watcher>,
+    faults: Faults,
+}
+
+impl Inner {
+    /// Fills `buf` from a medium, as the faults let it.
+    fn read(&mut self, device: Device, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let bad = |(of, at): &(Device, u64)| *of == device && *at < end && at + PAGE as u64 > offset;
+        if self.faults.unreadable.iter().any(bad) {
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
+        }
+        if !self.media.image(device).read(offset, buf) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let Some((left, old)) = &mut self.faults.stale else { return Ok(()) };
+        let mut then = vec![0; buf.len()];
+        if old.image(device).read(offset, &mut then) && then != *buf {
+            if *left == 0 {
+                buf.copy_from_slice(&then);
+                self.faults.stale = None;
+            } else {
+                *left -= 1;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Media that log what is done to them. Clones are the same media.
@@ -318,7 +304,19 @@ impl std::fmt::Debug for Recorder {
 impl Recorder {
     /// Media with this content and an empty log.
     pub fn new(media: Media) -> Self {
-        Self(Arc::new(Mutex::new(Inner { media, log: Vec::new(), watcher: None })))
+        Self(Arc::new(Mutex::new(Inner { media, log: Vec::new(), watcher: None, faults: Faults::default() })))
+    }
+
+    /// The same, with faults.
+    pub fn faulty(media: Media, faults: Faults) -> Self {
+        let recorder = Self::new(media);
+        recorder.lock().faults = faults;
+        recorder
+    }
+
+    /// Whether a read has answered with old content.
+    pub fn was_stale(&self) -> bool {
+        self.lock().faults.stale.is_none()
     }
 
     /// Has `watcher` called with each event, on the thread that caused it.
@@ -349,7 +347,10 @@ impl Recorder {
 
     /// The boot loader's settings, as slotd takes them.
     pub fn loader(&self) -> Arc<dyn Loader> {
-        Arc::new(Grub::new(RecordedBlock(self.clone())))
+        if self.lock().media.variables.is_none() {
+            return Arc::new(Grub::new(RecordedBlock(self.clone())));
+        }
+        Arc::new(SystemdBoot::with_conf(RecordedVariables(self.clone()), RecordedConf(self.clone())))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -359,6 +360,10 @@ impl Recorder {
     fn record(&self, event: Event) {
         let mut inner = self.lock();
         inner.media.apply(&event);
+        if let Event::Write { device, offset, data } = &event {
+            let written = *offset..offset.saturating_add(data.len() as u64);
+            inner.faults.unreadable.retain(|(of, at)| of != device || !written.contains(at));
+        }
         if let Some(watcher) = &mut inner.watcher {
             watcher(&event);
         }
@@ -374,15 +379,9 @@ struct RecordedMedium {
 }
 
 impl RecordedMedium {
-    fn fail(&self, operation: &'static str, offset: u64, length: usize) -> MediumError {
+    fn fail(&self, operation: &'static str, offset: u64, length: usize, source: io::Error) -> MediumError {
         let path = format!("{:?}", self.device).into();
-        MediumError {
-            path,
-            operation,
-            offset,
-            length: length as u64,
-            source: io::ErrorKind::InvalidInput.into(),
-        }
+        MediumError { path, operation, offset, length: length as u64, source }
     }
 }
 
@@ -392,15 +391,15 @@ impl Medium for RecordedMedium {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), MediumError> {
-        let read = self.recorder.lock().media.image(self.device).read(offset, buf);
-        if read { Ok(()) } else { Err(self.fail("read", offset, buf.len())) }
+        let read = self.recorder.lock().read(self.device, offset, buf);
+        read.map_err(|source| self.fail("read", offset, buf.len(), source))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), MediumError> {
         let whole = offset.is_multiple_of(PAGE as u64) && data.len().is_multiple_of(PAGE);
         let inside = offset.checked_add(data.len() as u64).is_some_and(|end| end <= self.size);
         if !(whole && inside) {
-            return Err(self.fail("write", offset, data.len()));
+            return Err(self.fail("write", offset, data.len(), io::ErrorKind::InvalidInput.into()));
         }
         self.recorder.record(Event::Write { device: self.device, offset, data: data.into() });
         Ok(())
@@ -432,7 +431,8 @@ impl Esp for RecordedEsp {
     }
 
     fn list(&self) -> Result<Vec<String>, EspError> {
-        Ok(self.0.lock().media.esp.keys().cloned().collect())
+        // Of the directory with the boot images only.
+        Ok(self.0.lock().media.esp.keys().filter(|name| !name.contains('/')).cloned().collect())
     }
 
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<(), EspError> {
@@ -454,6 +454,16 @@ impl Esp for RecordedEsp {
 
     fn write_at(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), EspError> {
         self.existing(name, "write")?;
+        let free = self.free()?;
+        let (limit, held) = {
+            let inner = self.0.lock();
+            let held: usize = inner.media.esp.values().map(|content| content.len()).sum();
+            (inner.faults.esp_limit.unwrap_or(u64::MAX), held as u64)
+        };
+        if data.len() as u64 > free || held + data.len() as u64 > limit {
+            let source = io::Error::from_raw_os_error(nix::libc::ENOSPC);
+            return Err(EspError { path: name.into(), operation: "write", source });
+        }
         self.0.record(Event::EspWrite { name: name.into(), offset, data: data.into() });
         Ok(())
     }
@@ -475,8 +485,9 @@ impl Esp for RecordedEsp {
     }
 
     fn free(&self) -> Result<u64, EspError> {
-        let held: u64 = self.0.lock().media.esp.values().map(|content| content.len() as u64).sum();
-        Ok(ESP_SIZE.saturating_sub(held))
+        let media = &self.0.lock().media;
+        let held: u64 = media.esp.values().map(|content| content.len() as u64).sum();
+        Ok(media.esp_size.saturating_sub(held))
     }
 }
 
@@ -494,6 +505,57 @@ impl Block for RecordedBlock {
 
     fn write(&self, block: &[u8; envblk::SIZE]) -> Result<(), LoaderError> {
         self.0.record(Event::Loader { block: Arc::new(*block) });
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct RecordedVariables(Recorder);
+
+impl Variables for RecordedVariables {
+    fn path(&self, variable: &str) -> PathBuf {
+        variable.into()
+    }
+
+    fn read(&self, variable: &str) -> Result<Option<Vec<u8>>, LoaderError> {
+        Ok(self.0.lock().media.variables.as_ref().and_then(|variables| variables.get(variable)).cloned())
+    }
+
+    fn write(&self, variable: &str, bytes: &[u8]) -> Result<(), LoaderError> {
+        self.0.record(Event::Variable { name: variable.into(), bytes: Some(bytes.into()) });
+        Ok(())
+    }
+
+    fn remove(&self, variable: &str) -> Result<(), LoaderError> {
+        if self.read(variable)?.is_some() {
+            self.0.record(Event::Variable { name: variable.into(), bytes: None });
+        }
+        Ok(())
+    }
+}
+
+/// `loader.conf` as a file of the recorded ESP.
+#[derive(Debug)]
+struct RecordedConf(Recorder);
+
+impl Conf for RecordedConf {
+    fn path(&self) -> &Path {
+        Path::new(LOADER_CONF)
+    }
+
+    fn read(&self) -> Result<Option<Vec<u8>>, LoaderError> {
+        Ok(self.0.lock().media.esp.get(LOADER_CONF).map(|content| content.to_vec()))
+    }
+
+    fn write(&self, text: &[u8]) -> Result<(), LoaderError> {
+        let name = || LOADER_CONF.to_owned();
+        // A shorter one is cut: in a log that is a new file.
+        if self.read()?.is_none_or(|old| old.len() > text.len()) {
+            self.0.record(Event::EspCreate { name: name() });
+        }
+        self.0.record(Event::EspWrite { name: name(), offset: 0, data: text.into() });
+        self.0.record(Event::EspSyncFile { name: name() });
+        self.0.record(Event::EspSync);
         Ok(())
     }
 }

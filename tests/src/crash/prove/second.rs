@@ -1,0 +1,94 @@
+//! The scenarios and faults of the second table, under both boot loaders.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+
+use super::super::selection::Sample;
+use super::super::selection::ground::{Ground, Loader};
+use super::super::selection::list;
+use super::super::states::Bounds;
+use super::table::{FaultRow, Row, Table};
+use super::{Args, LEAST};
+
+/// What a scenario is called under a loader.
+fn named(loader: Loader, name: &str) -> String {
+    match loader {
+        Loader::Grub => format!("GRUB: {name}"),
+        Loader::SystemdBoot => format!("systemd-boot: {name}"),
+    }
+}
+
+/// The firmware of each loader.
+fn grounds() -> anyhow::Result<Vec<Ground>> {
+    let work = tempfile::tempdir()?;
+    let ground = |(name, loader)| {
+        let work = work.path().join(name);
+        std::fs::create_dir(&work)?;
+        Ground::new(&work, loader)
+    };
+    [("grub", Loader::Grub), ("systemd-boot", Loader::SystemdBoot)].into_iter().map(ground).collect()
+}
+
+/// Their names.
+pub(super) fn names() -> anyhow::Result<Vec<String>> {
+    let of = |ground: &Ground| {
+        list::all(ground).into_iter().map(|(name, _)| named(ground.loader(), name)).collect::<Vec<_>>()
+    };
+    Ok(grounds()?.iter().flat_map(of).collect())
+}
+
+/// How closely to look at one scenario.
+fn sample(args: &Args) -> Sample {
+    let bounds = Bounds { drawn: 12, ..Bounds::ci() }.seeded(args.seed);
+    Sample::thorough(bounds, args.wanted().map_or(2 * LEAST, |wanted| wanted / 100))
+}
+
+/// Checks those that `args` name, and the faults where all are run.
+pub(super) fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
+    for ground in grounds()? {
+        for (name, make) in list::all(&ground) {
+            let full = named(ground.loader(), name);
+            if !args.chosen(&full) && !args.chosen(name) {
+                continue;
+            }
+            let scenario = make(&ground).with_context(|| format!("cannot record {name}"))?;
+            let begin = Instant::now();
+            let report = scenario.check(&sample(args));
+            table.add(Row {
+                name: full,
+                events: report.events,
+                distinct: report.distinct,
+                second: report.second.0,
+                third: report.third.0,
+                borders: report.borders,
+                seen_borders: report.seen_borders,
+                seconds: begin.elapsed().as_secs_f64(),
+                violations: report.violations,
+                ..Row::default()
+            });
+        }
+        if args.scenario.is_empty() {
+            planted(&ground, table)?;
+        }
+    }
+    Ok(())
+}
+
+fn planted(ground: &Ground, table: &mut Table) -> anyhow::Result<()> {
+    for fault in list::faults(ground) {
+        let mut scenario = (fault.make)(ground)?;
+        let log = scenario.log.clone();
+        (fault.plant)(&mut scenario);
+        ensure!(scenario.log != log, "{fault:?}: nothing was planted");
+        let report = scenario.check(&Sample::once());
+        let found = report.violations.iter().any(|violation| violation.contains(fault.sign));
+        table.fault(FaultRow {
+            step: named(ground.loader(), &format!("{:?}", fault.step)),
+            name: fault.name.into(),
+            found,
+            violations: report.violations.len(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! What was proven, as rows.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::super::Report;
+use super::super::mishaps::Found;
+use super::{LEAST, LEAST_OF_ALL, SMALL};
+
+/// One scenario.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Row {
+    pub name: String,
+    pub events: usize,
+    pub distinct: usize,
+    pub second: usize,
+    pub third: usize,
+    pub borders: usize,
+    pub seen_borders: usize,
+    pub set: u64,
+    pub seconds: f64,
+    pub violations: Vec<String>,
+}
+
+impl Row {
+    pub(super) fn of(name: &str, report: &Report, seconds: f64) -> Self {
+        Self {
+            name: name.into(),
+            events: report.events,
+            distinct: report.distinct,
+            second: report.second,
+            third: report.third,
+            borders: report.borders,
+            seen_borders: report.seen_borders,
+            set: report.set,
+            seconds,
+            violations: report.violations.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, events, distinct, second, third, seconds, violations, .. } = self;
+        let violations = violations.len();
+        write!(
+            f,
+            "{name:<48} {events:>6} {distinct:>9} {second:>9} {third:>9} {violations:>6} {seconds:>8.1}"
+        )
+    }
+}
+
+/// One family of failing media in one scenario.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct MishapRow {
+    pub scenario: String,
+    pub family: String,
+    pub states: usize,
+    pub violations: Vec<String>,
+    #[serde(skip)]
+    of: Found,
+}
+
+impl MishapRow {
+    pub(super) fn of(scenario: &str, of: Found) -> Self {
+        Self {
+            scenario: scenario.into(),
+            family: format!("{:?}", of.family),
+            states: of.states,
+            violations: of.violations.clone(),
+            of,
+        }
+    }
+}
+
+/// One planted fault.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct FaultRow {
+    pub step: String,
+    pub name: String,
+    pub found: bool,
+    pub violations: usize,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Table {
+    pub seed: u64,
+    pub rows: Vec<Row>,
+    pub mishaps: Vec<MishapRow>,
+    pub faults: Vec<FaultRow>,
+    pub seconds: f64,
+    /// What was not reached.
+    pub short: Vec<String>,
+}
+
+impl Table {
+    /// Tells a row as it comes.
+    pub(super) fn add(&mut self, row: Row) {
+        eprintln!("{row}");
+        row.violations.iter().take(5).for_each(|violation| eprintln!("  {violation}"));
+        self.rows.push(row);
+    }
+
+    pub(super) fn fault(&mut self, row: FaultRow) {
+        if !row.found {
+            eprintln!("NOT FOUND: {}: {}", row.step, row.name);
+        }
+        self.faults.push(row);
+    }
+
+    fn states(&self) -> usize {
+        self.rows.iter().map(|row| row.distinct).sum()
+    }
+
+    /// A run of everything must reach far enough.
+    pub(super) fn require_reach(&mut self) {
+        let mut short = Vec::new();
+        for row in &self.rows {
+            if row.distinct < LEAST && row.name != SMALL {
+                short.push(format!("{}: {} distinct states, {LEAST} are asked for", row.name, row.distinct));
+            }
+            if row.seen_borders < row.borders {
+                short.push(format!("{}: {} of {} step borders", row.name, row.seen_borders, row.borders));
+            }
+        }
+        if self.states() < LEAST_OF_ALL {
+            short.push(format!("{} distinct states in all, {LEAST_OF_ALL} are asked for", self.states()));
+        }
+        self.short = short;
+    }
+
+    pub(super) fn held(&self) -> bool {
+        let media = self.mishaps.iter().all(|row| row.violations.is_empty());
+        let rows = self.rows.iter().all(|row| row.violations.is_empty());
+        rows && media && self.short.is_empty() && self.faults.iter().all(|fault| fault.found)
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heads = ["events", "distinct", "2nd cut", "3rd cut", "wrong", "seconds"];
+        let [events, distinct, second, third, wrong, seconds] = heads;
+        writeln!(
+            f,
+            "{:<48} {events:>6} {distinct:>9} {second:>9} {third:>9} {wrong:>6} {seconds:>8}",
+            "scenario"
+        )?;
+        self.rows.iter().try_for_each(|row| writeln!(f, "{row}"))?;
+        writeln!(f, "\nfailing media")?;
+        for family in super::mishaps::Family::ALL {
+            let rows: Vec<&MishapRow> = self.mishaps.iter().filter(|row| row.of.family == family).collect();
+            let states: usize = rows.iter().map(|row| row.states).sum();
+            let wrong: usize = rows.iter().map(|row| row.violations.len()).sum();
+            writeln!(f, "{family:?}: {states} states, {wrong} violations")?;
+            for row in rows {
+                let told = row.violations.iter().take(3);
+                told.clone().try_for_each(|why| writeln!(f, "  {}: {why}", row.scenario))?;
+            }
+        }
+        writeln!(f, "\nplanted faults")?;
+        for fault in &self.faults {
+            let found = if fault.found { "found" } else { "NOT FOUND" };
+            writeln!(f, "{:<32} {:<40} {found} ({} violations)", fault.step, fault.name, fault.violations)?;
+        }
+        self.short.iter().try_for_each(|short| writeln!(f, "short: {short}"))?;
+        let all = self.states();
+        let of = |count: fn(&Row) -> usize| self.rows.iter().map(count).sum::<usize>();
+        let violations = of(|row| row.violations.len())
+            + self.mishaps.iter().map(|row| row.violations.len()).sum::<usize>();
+        let found = self.faults.iter().filter(|fault| fault.found).count();
+        let set = self.rows.iter().fold(0, |set, row| set ^ row.set);
+        #[expect(clippy::cast_precision_loss, reason = "a rate, to be read")]
+        let rate = all as f64 / self.seconds.max(0.001);
+        write!(
+            f,
+            "\n{} scenarios, {all} distinct states ({} after a second cut, {} after a third), {violations} violations, \
+             {found} of {} planted faults found; seed {}, set {set:016x}; {:.0} s, {rate:.0} states/s",
+            self.rows.len(),
+            of(|row| row.second),
+            of(|row| row.third),
+            self.faults.len(),
+            self.seed,
+            self.seconds,
+        )
+    }
+}
