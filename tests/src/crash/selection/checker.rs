@@ -7,12 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use serde_json::{Value, json};
+use slotd::device::loader::uefi::LOADER_CONF;
 
-use super::super::states::{Bounds, Key, after_cuts, key, lost_neighbours};
+use super::super::states::{Bounds, Key, after_cuts, key};
 use super::super::{Check, ensure};
 use super::law::{self, End, Lost, Verdict, state};
 use super::power::{Power, Settled, Starts};
-use super::{Again, Cut, Report, Sample, Scenario, loader, spread};
+use super::{Again, Cut, DRAWN, Report, Sample, Scenario, loader, neighbours, spread};
 use crate::recorder::{Event, Media};
 
 /// Cuts a scenario everywhere, on two threads.
@@ -43,7 +44,7 @@ pub(super) fn check(scenario: &Scenario<'_>, sample: &Sample) -> Report {
 struct Checker<'a> {
     scenario: &'a Scenario<'a>,
     /// What the undisturbed one comes to.
-    undisturbed: Option<Media>,
+    undisturbed: Option<Settled>,
     starts: Starts,
     /// What doing it again came to, by what it was done on.
     repeated: Mutex<HashMap<Key, Check<()>>>,
@@ -55,7 +56,7 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn run(mut self, cuts: Vec<Cut>, borders: &[Key], sample: &Sample) -> Report {
         match self.power(Lost::default()).settle(&self.scenario.finished) {
-            Ok(settled) => self.undisturbed = Some(settled.media),
+            Ok(settled) => self.undisturbed = Some(settled),
             Err(why) => self.note(|report| report.violations.push(format!("undisturbed: {why}"))),
         }
         if self.undisturbed.is_some() {
@@ -143,7 +144,11 @@ impl Checker<'_> {
             let same =
                 |right: &Verdict| right.end == found.end && (right.next == found.next || cut.lost.neighbour);
             ensure(all.iter().any(same), || format!("it is {found:?}, right is {all:?}"))?;
-            self.repeat(&settled.media)?;
+            // Where starting is all that is done again, what ended otherwise stays as it is: that is an operator's.
+            let undisturbed = self.undisturbed.as_ref().map(|undisturbed| undisturbed.verdict.end);
+            if self.scenario.again != Again::Start || undisturbed == Some(found.end) {
+                self.repeat(&settled.media)?;
+            }
         }
         Ok(settled.first_start)
     }
@@ -162,7 +167,7 @@ impl Checker<'_> {
         if matches!(scenario.again, Again::Start | Again::Confirm(_)) {
             let again =
                 self.power(Lost::default()).settle(&again).map_err(|why| format!("done again, {why}"))?;
-            same_end(self.undisturbed.as_ref().unwrap_or(&again.media), &again.media)
+            same_end(self.undisturbed.as_ref().map_or(&again.media, |settled| &settled.media), &again.media)
         } else {
             same_end(&scenario.finished, &again)
         }
@@ -172,12 +177,25 @@ impl Checker<'_> {
     /// from. What nobody touched is lost in one start at most.
     fn cut_again(&mut self, started: &[(Cut, Vec<Event>)], count: usize) -> (Vec<Cut>, usize) {
         let started: Vec<_> = started.iter().filter(|(cut, _)| !cut.lost.neighbour).collect();
-        let (of_each, mut all, mut made) = ((4 * count).div_ceil(started.len().max(1)), Vec::new(), 0);
-        let mut fresh = HashSet::new();
-        for (cut, log) in &started {
+        let of_each = (16 * count).div_ceil(started.len().max(1));
+        let (mut all, mut made, mut again) = (Vec::new(), 0, self.again);
+        while all.len() < count && again.drawn < DRAWN {
+            (all, made) = self.fresh(&started, of_each, &again);
+            again.drawn = (4 * again.drawn).max(4);
+        }
+        let chosen: Vec<Cut> = spread(&all, count).cloned().collect();
+        self.distinct.extend(chosen.iter().map(|cut| key(&cut.media)));
+        (chosen, made)
+    }
+
+    /// At most `of_each` states after a cut in each of these starts, without those that were seen before, and how many
+    /// there are.
+    fn fresh(&self, started: &[&(Cut, Vec<Event>)], of_each: usize, again: &Bounds) -> (Vec<Cut>, usize) {
+        let (mut all, mut made, mut fresh) = (Vec::new(), 0, HashSet::new());
+        for (cut, log) in started {
             let right = vec![vec![()]; log.len() + 1];
-            let mut states = after_cuts(&cut.media, log, &right, &self.again);
-            states.extend(lost_neighbours(&cut.media, log, &right));
+            let mut states = after_cuts(&cut.media, log, &right, again);
+            states.extend(neighbours(&cut.media, log, &right));
             made += states.len();
             for state in spread(&states, of_each) {
                 let key = key(&state.media);
@@ -189,15 +207,19 @@ impl Checker<'_> {
                 all.push(Cut { media: state.media.clone(), right: None, what, lost });
             }
         }
-        let chosen: Vec<Cut> = spread(&all, count).cloned().collect();
-        self.distinct.extend(chosen.iter().map(|cut| key(&cut.media)));
-        (chosen, made)
+        (all, made)
     }
 }
 
 /// Whether two ends are the same but for times, words and what the journal of upgrades says.
 fn same_end(expected: &Media, found: &Media) -> Check<()> {
-    ensure(expected.esp == found.esp, || "done again, the ESP is another".into())?;
+    // `loader.conf` is what it says: what pads it may be cut.
+    let images = |media: &Media| {
+        let mut files = media.esp.clone();
+        files.remove(LOADER_CONF);
+        files
+    };
+    ensure(images(expected) == images(found), || "done again, the ESP is another".into())?;
     let loaders = (loader::selection(expected)?, loader::selection(found)?);
     ensure(loaders.0 == loaders.1, || format!("done again, the loader is another: {loaders:?}"))?;
     let states = (essence(expected), essence(found));
@@ -213,7 +235,8 @@ fn essence(media: &Media) -> Value {
     json!({
         "pending": pending,
         "confirmed": confirmed,
-        "boots": state.boots,
+        // Those of the others say only that they were left behind.
+        "boots": state.confirmed.as_ref().and_then(|c| state.boots.get(&c.slot)),
         "epoch_floor": state.epoch_floor,
         "time_floor": state.time_floor,
         "intent": state.intent,

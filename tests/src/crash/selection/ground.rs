@@ -29,6 +29,8 @@ pub struct Ground {
     keyring: KeyringFiles,
     /// Firmware 1, 2, 3.
     pub firmware: Vec<Synthetic>,
+    /// Their manifests.
+    manifests: Vec<String>,
     /// Two slots; the first runs and is confirmed, and nothing is selected.
     pub two: Media,
     /// The same with three slots.
@@ -61,9 +63,11 @@ impl Ground {
         let mut ground = Self {
             keyring: read_keyring(&pki)?,
             firmware: versions.into_iter().map(firmware).collect::<Result<_, _>>()?,
+            manifests: Vec::new(),
             two: blank(2, loader),
             three: blank(3, loader),
         };
+        ground.manifests = ground.firmware.iter().map(|firmware| firmware.manifest.render()).collect();
         ground.two = ground.filled(ground.two.clone())?;
         ground.three = ground.filled(ground.three.clone())?;
         Ok(ground)
@@ -129,14 +133,14 @@ impl Ground {
 
     /// Whether the ESP holds a recovery image with its manifest and signature, all of one firmware.
     pub fn has_recovery(&self, media: &Media) -> bool {
-        self.firmware.iter().any(|firmware| {
+        self.firmware.iter().zip(&self.manifests).any(|(firmware, manifest)| {
             let holds = |suffix: &str, expected: &[u8]| {
                 let name = format!("sps-recovery-{}.{suffix}", firmware.manifest.version);
                 media.esp.get(&name).is_some_and(|found| found[..] == *expected)
             };
             holds("efi", &firmware.recovery)
                 && holds("p7s", &firmware.signature)
-                && holds("json", firmware.manifest.render().as_bytes())
+                && holds("json", manifest.as_bytes())
         })
     }
 

@@ -1,5 +1,8 @@
 //! What the second table of `slotd::domain::plan` promises after a cut, and what must hold of any media at any time.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use sha2::{Digest as _, Sha256};
 use slotd::device::loader::uefi::LOADER_CONF;
 use slotd::domain::boot::Entry;
@@ -47,7 +50,18 @@ pub struct Verdict {
 
 /// The state on the medium; `None` when it is lost.
 pub fn state(media: &Media) -> Option<State> {
-    read_state(&media.state).ok().map(|(_, _, state)| state)
+    thread_local! {
+        /// What was read last, by the content of the medium: it is asked again and again.
+        static READ: RefCell<HashMap<[u8; 32], Option<State>>> = RefCell::default();
+    }
+    let digest = media.state.digest();
+    READ.with_borrow_mut(|read| {
+        if read.len() > 64 {
+            read.clear();
+        }
+        let parse = || read_state(&media.state).ok().map(|(_, _, state)| state);
+        read.entry(digest).or_insert_with(parse).clone()
+    })
 }
 
 /// What tells these media from any that read otherwise. The sequence number of the state's record and what lies in the
@@ -78,7 +92,7 @@ pub fn steps(start: &Media, log: &[Event]) -> Vec<Option<SelectStep>> {
                 in_state
             }
             Event::Flush { device: Device::State } => in_state,
-            Event::Loader { .. } => loader_step(&before, &media),
+            Event::Loader { .. } => Some(loader_step(&before, &media)),
             Event::Variable { name, .. } if name == efivar::DEFAULT => Some(SelectStep::SetDefault),
             Event::Variable { bytes: None, .. } => Some(SelectStep::ClearOneShot),
             Event::Variable { .. } => Some(SelectStep::SetOneShot),
@@ -118,13 +132,13 @@ fn state_step(old: &State, new: &State) -> Option<SelectStep> {
     }
 }
 
-fn loader_step(before: &Media, after: &Media) -> Option<SelectStep> {
+fn loader_step(before: &Media, after: &Media) -> SelectStep {
     let (old, new) = (loader::seen(before), loader::seen(after));
-    Some(match new.one_shot {
+    match new.one_shot {
         _ if old.default != new.default => SelectStep::SetDefault,
         Some(_) => SelectStep::SetOneShot,
         None => SelectStep::ClearOneShot,
-    })
+    }
 }
 
 /// What a step changes once it is durable, in the order of the log. `None` is the write of a fresh state.
@@ -188,8 +202,8 @@ pub fn holds(ground: &Ground, start: &Media, media: &Media, lost: Lost) -> Check
         format!("{UNKNOWN} was lost: {:?}", now.unknown)
     })?;
     let selections = |state: &State| {
-        let last = state.last_upgrade.iter().map(|last| last.selection.clone());
-        state.pending.iter().cloned().chain(last).filter(|one| one.message == UNKNOWN).collect::<Vec<_>>()
+        let ended = state.last_upgrade.iter().map(|ended| ended.selection.clone());
+        state.pending.iter().cloned().chain(ended).filter(|one| one.message == UNKNOWN).collect::<Vec<_>>()
     };
     let kept = selections(&now).iter().all(|one| one.unknown.contains_key(UNKNOWN));
     ensure(kept, || format!("{UNKNOWN} of a selection was lost: {:?}", now.last_upgrade))?;

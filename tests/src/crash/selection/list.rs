@@ -1,4 +1,5 @@
 //! Every scenario and every planted fault of the second table, by name.
+#![expect(clippy::redundant_closure_for_method_calls, reason = "a method's path is of one lifetime only")]
 
 use slotd::domain::plan::SelectStep::{
     self, ClearOneShot, CountBoot, RefreshRecovery, ResetBoots, SetDefault, SetOneShot, WriteConfirmed,
@@ -34,7 +35,6 @@ pub fn all(ground: &Ground) -> Vec<(&'static str, Make)> {
         ("fallback", Ground::fallback),
         ("fallback, three slots", Ground::fallback_of_three),
         ("fallback already bad", Ground::fallback_bad),
-        ("fallback already bad, nothing left", Ground::nothing_left),
         ("default already bad, trial good", Ground::default_bad),
         ("roll forward in the initrd", Ground::roll_forward),
         ("roll forward in the initrd of the old default", Ground::roll_forward_from_the_old),
@@ -104,7 +104,29 @@ const OTHERWISE: &str = "right is";
 
 /// Every planted fault of this ground's loader.
 pub fn faults(ground: &Ground) -> Vec<Fault> {
-    let mut all = vec![
+    let mut all = [selecting(), trying(), confirming(), confirmed()].concat();
+    all.push(match ground.loader() {
+        Loader::Grub => fault(
+            SetOneShot,
+            "settings across two sectors",
+            Ground::activation,
+            |s| s.across_sectors(),
+            "the block is torn",
+        ),
+        Loader::SystemdBoot => fault(
+            SetDefault,
+            "loader.conf before the variable",
+            Ground::no_variable,
+            |s| s.conf_first(),
+            "the default is slot None",
+        ),
+    });
+    all
+}
+
+/// In selecting a firmware.
+fn selecting() -> Vec<Fault> {
+    vec![
         fault(WritePending, "not flushed", Ground::activation, |s| s.unflushed(WritePending), UNLIKE),
         fault(WritePending, "left out", Ground::activation, |s| s.without(WritePending), UNLIKE),
         fault(
@@ -147,6 +169,12 @@ pub fn faults(ground: &Ground) -> Vec<Fault> {
             OTHERWISE,
         ),
         fault(SetOneShot, "done twice", Ground::trial_bad, |s| s.again_at_end(SetOneShot), UNLIKE),
+    ]
+}
+
+/// In its start, and in the end of a trial that is not its confirmation.
+fn trying() -> Vec<Fault> {
+    vec![
         fault(CountBoot, "left out", Ground::count_without_clearing, |s| s.without(CountBoot), OTHERWISE),
         fault(
             CountBoot,
@@ -163,92 +191,6 @@ pub fn faults(ground: &Ground) -> Vec<Fault> {
                 s.state_becomes(CountBoot, |state| state.boots = [(id(1), 1)].into());
             },
             OTHERWISE,
-        ),
-        fault(WriteConfirming, "left out", Ground::confirmation, |s| s.without(WriteConfirming), DEFAULT),
-        fault(
-            WriteConfirming,
-            "not flushed",
-            Ground::confirmation,
-            |s| s.unflushed(WriteConfirming),
-            DEFAULT,
-        ),
-        fault(
-            WriteConfirming,
-            "after the default",
-            Ground::confirmation,
-            |s| s.earlier(SetDefault, WriteConfirming),
-            DEFAULT,
-        ),
-        fault(
-            SetDefault,
-            "lost after it was durable",
-            Ground::confirmation,
-            |s| s.without(SetDefault),
-            DEFAULT,
-        ),
-        fault(
-            SetDefault,
-            "after the state says so",
-            Ground::confirmation,
-            |s| s.earlier(WriteConfirmed, SetDefault),
-            DEFAULT,
-        ),
-        fault(
-            SetDefault,
-            "of the wrong slot",
-            Ground::confirmation_of_a_revert,
-            |s| s.wrong_slot(SetDefault, 3),
-            DEFAULT,
-        ),
-        fault(
-            WriteConfirmed,
-            "before the default",
-            Ground::confirmation,
-            |s| s.earlier(WriteConfirmed, SetDefault),
-            DEFAULT,
-        ),
-        fault(
-            WriteConfirmed,
-            "of the wrong slot",
-            Ground::confirmation,
-            |s| {
-                s.state_becomes(WriteConfirmed, |state| {
-                    state.confirmed.iter_mut().for_each(|c| c.slot = id(1))
-                });
-            },
-            DEFAULT,
-        ),
-        fault(
-            WriteConfirmed,
-            "the epoch floor not raised",
-            Ground::confirmation,
-            |s| {
-                s.state_becomes(WriteConfirmed, |state| state.epoch_floor = 1);
-            },
-            "below that of the confirmed firmware",
-        ),
-        fault(
-            WriteConfirmed,
-            "the epoch floor lowered",
-            Ground::confirmation_of_a_revert,
-            |s| {
-                s.state_becomes(WriteConfirmed, |state| state.epoch_floor = 1);
-            },
-            "the epoch floor went from",
-        ),
-        fault(
-            RefreshRecovery,
-            "the old one removed first",
-            Ground::confirmation,
-            |s| s.removal_first(),
-            "no recovery image",
-        ),
-        fault(
-            RefreshRecovery,
-            "not synced",
-            Ground::confirmation,
-            |s| s.unsynced(RefreshRecovery),
-            "no recovery image",
         ),
         fault(ClearOneShot, "left out", Ground::withdrawal, |s| s.without(ClearOneShot), UNLIKE),
         fault(
@@ -287,24 +229,105 @@ pub fn faults(ground: &Ground) -> Vec<Fault> {
             },
             OTHERWISE,
         ),
-    ];
-    all.push(match ground.loader() {
-        Loader::Grub => fault(
-            SetOneShot,
-            "settings across two sectors",
-            Ground::activation,
-            |s| s.across_sectors(),
-            "the block is torn",
+    ]
+}
+
+/// In making a healthy one the default.
+fn confirming() -> Vec<Fault> {
+    vec![
+        fault(WriteConfirming, "left out", Ground::confirmation, |s| s.without(WriteConfirming), DEFAULT),
+        fault(
+            WriteConfirming,
+            "not flushed",
+            Ground::confirmation,
+            |s| s.unflushed(WriteConfirming),
+            DEFAULT,
         ),
-        Loader::SystemdBoot => fault(
+        fault(
+            WriteConfirming,
+            "after the default",
+            Ground::confirmation,
+            |s| s.earlier(SetDefault, WriteConfirming),
+            DEFAULT,
+        ),
+        fault(
             SetDefault,
-            "loader.conf before the variable",
-            Ground::no_variable,
-            |s| s.conf_first(),
-            "the default is slot None",
+            "lost after it was durable",
+            Ground::confirmation,
+            |s| s.without(SetDefault),
+            DEFAULT,
         ),
-    });
-    all
+        fault(
+            SetDefault,
+            "after the state says so",
+            Ground::confirmation,
+            |s| s.earlier(WriteConfirmed, SetDefault),
+            DEFAULT,
+        ),
+        fault(
+            SetDefault,
+            "of the wrong slot",
+            Ground::confirmation_of_a_revert,
+            |s| s.wrong_slot(SetDefault, 3),
+            DEFAULT,
+        ),
+    ]
+}
+
+/// In what follows that.
+fn confirmed() -> Vec<Fault> {
+    vec![
+        fault(
+            WriteConfirmed,
+            "before the default",
+            Ground::confirmation,
+            |s| s.earlier(WriteConfirmed, SetDefault),
+            DEFAULT,
+        ),
+        fault(
+            WriteConfirmed,
+            "of the wrong slot",
+            Ground::confirmation,
+            |s| {
+                s.state_becomes(WriteConfirmed, |state| {
+                    state.confirmed.iter_mut().for_each(|c| c.slot = id(1));
+                });
+            },
+            DEFAULT,
+        ),
+        fault(
+            WriteConfirmed,
+            "the epoch floor not raised",
+            Ground::confirmation,
+            |s| {
+                s.state_becomes(WriteConfirmed, |state| state.epoch_floor = 1);
+            },
+            "below that of the confirmed firmware",
+        ),
+        fault(
+            WriteConfirmed,
+            "the epoch floor lowered",
+            Ground::confirmation_of_a_revert,
+            |s| {
+                s.state_becomes(WriteConfirmed, |state| state.epoch_floor = 1);
+            },
+            "the epoch floor went from",
+        ),
+        fault(
+            RefreshRecovery,
+            "the old one removed first",
+            Ground::confirmation,
+            |s| s.removal_first(),
+            "no recovery image",
+        ),
+        fault(
+            RefreshRecovery,
+            "not synced",
+            Ground::confirmation,
+            |s| s.unsynced(RefreshRecovery),
+            "no recovery image",
+        ),
+    ]
 }
 
 fn fault(

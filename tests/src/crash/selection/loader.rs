@@ -110,7 +110,9 @@ fn lost_block(media: &Media) -> Vec<(Media, &'static str)> {
     ];
     let unset = |names: &[&str]| {
         let mut environment = envblk::parse(&media.loader).unwrap_or_default();
-        names.iter().for_each(|name| environment.unset(name));
+        for name in names {
+            environment.unset(name);
+        }
         environment.render().ok().map(with)
     };
     lost.extend(Environment::default().render().ok().map(|block| (with(block), "no settings")));

@@ -187,12 +187,21 @@ impl Ground {
             ];
             (good(2, true), flips)
         } else {
-            (rescued(Some((2, true))), vec![flip(ClearOneShot, rescued(Some((1, false))))])
+            // It is counted once, and the default, which dies each time, three times.
+            let counted = flip(CountBoot, rescued(Some((1, false))));
+            let mut flips = vec![flip(ClearOneShot, rescued(Some((1, false))))];
+            flips.extend([counted, counted, counted, flip(CountBoot, rescued(None))]);
+            (rescued(Some((2, true))), flips)
         };
         let scenario = self.scenario(name, start, first, flips, |recorder| {
             self.came(recorder, health, true, Came::Up(2, true))?;
-            let next = if behaves == Good { 2 } else { 1 };
-            self.came(recorder, health, true, Came::Up(next, false))
+            if behaves == Good {
+                return self.came(recorder, health, true, Came::Up(2, false));
+            }
+            let dead = Came::Up(1, false);
+            [dead, dead, dead, Came::Again, Came::Recovery]
+                .into_iter()
+                .try_for_each(|came| self.came(recorder, health, true, came))
         })?;
         Ok(Scenario { health, ..scenario })
     }
@@ -205,21 +214,6 @@ impl Ground {
     /// The trial goes well.
     pub fn default_bad(&self) -> anyhow::Result<Scenario<'_>> {
         self.bad_default("default already bad, trial good", Good)
-    }
-
-    /// Nothing is left to fall back to.
-    pub fn nothing_left(&self) -> anyhow::Result<Scenario<'_>> {
-        let Scenario { finished, .. } = self.bad_default("", Ill)?;
-        let start = with_state(&finished, |state| {
-            state.boots.insert(id(1), 3);
-        })?;
-        let health = [Good, Ill, Silent];
-        let name = "fallback already bad, nothing left";
-        let scenario = self.scenario(name, start, rescued(None), Vec::new(), |recorder| {
-            self.came(recorder, health, true, Came::Again)?;
-            self.came(recorder, health, true, Came::Recovery)
-        })?;
-        Ok(Scenario { health, ..scenario })
     }
 
     /// The default is dead; the newest of the others does not say a word; the third is healthy.

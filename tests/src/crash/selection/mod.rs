@@ -15,6 +15,7 @@ pub mod scenarios;
 use std::collections::HashSet;
 use std::fmt;
 
+use slotd::device::loader::uefi::LOADER_CONF;
 use slotd::domain::plan::SelectStep;
 use slotd::store::RevertRequest;
 
@@ -188,9 +189,15 @@ impl Scenario<'_> {
     /// The states after a cut, and those with something lost.
     fn cuts(&self, sample: &Sample) -> Vec<Cut> {
         let right = right_after_each(&self.start, &self.log, self.first, &self.flips);
-        let mut states = after_cuts(&self.start, &self.log, &right, &sample.bounds);
+        let mut bounds = sample.bounds;
+        let mut states = after_cuts(&self.start, &self.log, &right, &bounds);
+        // A short log: what it writes is torn in more ways.
+        while states.len() < sample.distinct / 4 && bounds.drawn < DRAWN {
+            bounds.drawn = (2 * bounds.drawn).max(4);
+            states = after_cuts(&self.start, &self.log, &right, &bounds);
+        }
         if sample.neighbours {
-            states.extend(lost_neighbours(&self.start, &self.log, &right));
+            states.extend(neighbours(&self.start, &self.log, &right));
         }
         let lost = self.losses(sample.losses);
         states.into_iter().map(Cut::from).chain(lost).collect()
@@ -286,6 +293,21 @@ impl From<CrashState<Verdict>> for Cut {
         let lost = Lost { neighbour: state.neighbour, ..Lost::default() };
         Self { media: state.media, right: Some(state.right), what: state.origin.to_string(), lost }
     }
+}
+
+/// States drawn after each event at most, where there are few others.
+const DRAWN: usize = 256;
+
+/// The states with a file lost that nobody touched. `loader.conf` lies in a directory of its own, so neither it nor a
+/// boot image is lost with the other.
+fn neighbours<R: Clone + PartialEq>(start: &Media, log: &[Event], right: &[Vec<R>]) -> Vec<CrashState<R>> {
+    let of_conf = |event: &Event| matches!(event, Event::EspCreate { name } | Event::EspWrite { name, .. } | Event::EspSyncFile { name } if name == LOADER_CONF);
+    let mut states = lost_neighbours(start, log, right);
+    states.retain(|state| {
+        let last = state.origin.cut.checked_sub(1).and_then(|last| log.get(last));
+        !last.is_some_and(of_conf) && !state.origin.files.contains_key(LOADER_CONF)
+    });
+    states
 }
 
 /// At most `count` of `all`, evenly.

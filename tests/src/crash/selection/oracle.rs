@@ -66,10 +66,10 @@ impl Power<'_> {
         if let Some(pending) = &known.pending {
             let ran = known.boots.get(&pending.slot).copied().unwrap_or(0) > 0;
             if pending.confirming {
-                return now.taken_over(pending.slot);
+                return Now::taken_over(pending.slot);
             }
             if due && !ran && self.health(number(pending.slot)) == Health::Good {
-                return now.taken_over(pending.slot);
+                return Now::taken_over(pending.slot);
             }
             now.outcome = Some(UpgradeOutcome::Failed);
             if due || ran {
@@ -97,7 +97,7 @@ struct Now<'a> {
 }
 
 impl Now<'_> {
-    fn taken_over(&self, slot: SlotId) -> End {
+    fn taken_over(slot: SlotId) -> End {
         let runs = Some(number(slot));
         End { runs, confirmed: runs, outcome: Some(UpgradeOutcome::Confirmed) }
     }
@@ -114,7 +114,7 @@ impl Now<'_> {
             self.spent.push(slot);
             self.given_up = None;
             if self.power.health(number(slot)) == Health::Good {
-                return self.taken_over(slot);
+                return Self::taken_over(slot);
             }
             self.outcome = Some(UpgradeOutcome::Failed);
         }

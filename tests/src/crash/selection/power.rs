@@ -66,6 +66,8 @@ struct Started {
     came: Check<Came>,
     media: Media,
     log: Vec<Event>,
+    /// Whether it did no more than to count.
+    quiet: bool,
 }
 
 /// What was started with which health and which doubts.
@@ -190,7 +192,11 @@ impl Power<'_> {
     fn started(&self, media: &Media) -> Arc<Started> {
         let recorder = Recorder::new(media.clone());
         let came = self.start(&recorder);
-        Arc::new(Started { came, media: recorder.media(), log: recorder.log() })
+        let log = recorder.log();
+        let counts =
+            |step: &Option<SelectStep>| matches!(step, Some(SelectStep::CountBoot | SelectStep::ResetBoots));
+        let quiet = law::steps(media, &log).iter().all(counts);
+        Arc::new(Started { came, media: recorder.media(), log, quiet })
     }
 
     /// Starts these media, unless media that read the same were started before.
@@ -218,9 +224,6 @@ impl Power<'_> {
             let again = first_start.is_some();
             let started = if again { self.started_like(&now) } else { self.started(&now) };
             let came = started.came.clone()?;
-            let quiet = law::steps(&now, &started.log)
-                .iter()
-                .all(|step| matches!(step, Some(SelectStep::CountBoot | SelectStep::ResetBoots)));
             first_start.get_or_insert_with(|| started.log.clone());
             now = started.media.clone();
             // slotd puts a lost boot image back, once it runs.
@@ -242,7 +245,7 @@ impl Power<'_> {
                 Came::Up(slot, trial) => {
                     ensure(!(trial && tried.contains(&slot)), || format!("slot {slot} is tried twice"))?;
                     tried.extend(trial.then_some(slot));
-                    (Some((slot, trial)), !(quiet && self.health(slot) == Health::Good))
+                    (Some((slot, trial)), !(started.quiet && self.health(slot) == Health::Good))
                 }
             };
             let next = *next.get_or_insert(up);
