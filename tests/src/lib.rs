@@ -9,6 +9,7 @@ pub mod client;
 pub mod crash;
 pub mod demo;
 pub mod firmware;
+pub mod fuzz_seeds;
 pub mod iso_writer;
 pub mod lab;
 pub mod loader;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
-use crate::{process, workspace};
+use crate::{fuzz, process, workspace};
 
 /// `deny.toml`. A key that is not read here would be a rule that nobody keeps, so unknown ones are errors.
 #[derive(Deserialize)]
@@ -106,23 +106,18 @@ struct Dependency {
 /// What was found. A denied finding fails the check, a warning is only shown.
 type Finding = (Level, String);
 
-/// Judges everything that `Cargo.lock` brings in for our targets.
+/// Judges everything that the lock files bring in for our targets: the workspace's and the fuzz targets'.
 pub(crate) fn check() -> Result<()> {
     let text = std::fs::read_to_string(workspace::root().join("deny.toml")).context("deny.toml")?;
     let policy: Policy = toml::from_str(&text).context("deny.toml")?;
-    let mut arguments = vec!["metadata", "--locked", "--format-version=1"];
-    for target in &policy.graph.targets {
-        arguments.extend(["--filter-platform", target]);
-    }
-    let mut command = process::cargo();
-    let output = command.args(arguments).output().context("cannot start cargo metadata")?;
-    if !output.status.success() {
-        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
-
-    let packages = &metadata.packages;
-    let mut findings = licenses(&policy.licenses, packages);
+    let mut packages = metadata(&policy, "Cargo.toml")?;
+    let fuzzed = metadata(&policy, fuzz::MANIFEST)?;
+    let mut findings = strangers(&packages, &fuzzed);
+    packages.extend(fuzzed.into_iter().filter(|new| new.source.is_some() || new.name == "fuzz-targets"));
+    packages.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+    packages.dedup_by(|a, b| (&a.name, &a.version) == (&b.name, &b.version));
+    let packages = &packages;
+    findings.extend(licenses(&policy.licenses, packages));
     findings.extend(bans(&policy.bans, packages));
     findings.extend(sources(&policy.sources, packages));
     match advisories::database() {
@@ -140,6 +135,38 @@ pub(crate) fn check() -> Result<()> {
         bail!("{denied} findings against deny.toml");
     }
     Ok(())
+}
+
+fn metadata(policy: &Policy, manifest: &str) -> Result<Vec<Package>> {
+    let mut arguments = vec!["metadata", "--locked", "--format-version=1", "--manifest-path", manifest];
+    for target in &policy.graph.targets {
+        arguments.extend(["--filter-platform", target]);
+    }
+    let mut command = process::cargo();
+    let output = command.args(arguments).output().context("cannot start cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata of {manifest}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    Ok(metadata.packages)
+}
+
+/// What is fuzzed is what ships: a crate that both lock files have must have the same versions in both.
+fn strangers(shipped: &[Package], fuzzed: &[Package]) -> Vec<Finding> {
+    fuzzed
+        .iter()
+        .filter(|p| {
+            let mut same = shipped.iter().filter(|other| other.name == p.name).peekable();
+            same.peek().is_some() && !same.any(|other| other.version == p.version)
+        })
+        .map(|p| {
+            let finding = format!(
+                "{} is fuzzed in version {}, which Cargo.lock does not have: cargo update --manifest-path {} {} --precise",
+                p.name, p.version, fuzz::MANIFEST, p.name
+            );
+            (Level::Deny, finding)
+        })
+        .collect()
 }
 
 fn licenses(policy: &Licenses, packages: &[Package]) -> Vec<Finding> {
@@ -233,6 +260,14 @@ mod tests {
         {
             assert_eq!(judge(bad), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn another_version_than_the_one_that_ships_is_not_fuzzed() {
+        let ours = [package("x", "1.0.0", "MIT", None), package("y", "1.0.0", "MIT", None)];
+        let theirs = |version| [package("y", version, "MIT", None), package("z", "9.0.0", "MIT", None)];
+        assert_eq!(denied(&strangers(&ours, &theirs("1.0.0"))), 0);
+        assert_eq!(denied(&strangers(&ours, &theirs("1.0.1"))), 1);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::packages::{self, For};
-use crate::{dependencies, process, prove, suite, typos, units};
+use crate::{dependencies, fuzz, process, prove, suite, typos, units, workspace};
 
 /// A check: an error says what does not hold.
 type Check = fn() -> Result<()>;
 
 /// The checks before the tests, quick ones first.
 const CHECKS: &[(&str, Check)] = &[
-    ("format", || process::run(process::cargo().args(["fmt", "--all", "--check"]))),
+    ("format", format),
     ("spelling", typos::check),
     ("units", units::check),
     ("dependencies", dependencies::check),
@@ -21,6 +21,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("documentation", documentation),
     ("build prove", prove::build),
     ("prove", || prove::check(&[])),
+    ("fuzzing", fuzz::check),
 ];
 
 /// Runs all checks and then all tests, whatever fails on the way. True when everything held.
@@ -74,16 +75,25 @@ fn timed<T>(
     done
 }
 
+/// The manifests of both workspaces: the product's, and the fuzz targets'.
+const MANIFESTS: [&str; 2] = ["Cargo.toml", fuzz::MANIFEST];
+
+fn format() -> Result<()> {
+    MANIFESTS.iter().try_for_each(|manifest| {
+        process::run(process::cargo().args(["fmt", "--all", "--check", "--manifest-path", manifest]))
+    })
+}
+
 fn clippy() -> Result<()> {
-    process::run(process::cargo().args([
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ]))
+    MANIFESTS.iter().try_for_each(|manifest| {
+        let command = ["clippy", "--manifest-path", manifest, "--workspace", "--all-targets", "--locked"];
+        // In one directory, so that what both need is checked once.
+        let built = std::env::var_os("CARGO_TARGET_DIR");
+        let built = built.unwrap_or_else(|| workspace::root().join("target").into());
+        let mut cargo = process::cargo();
+        cargo.args(command).args(["--", "-D", "warnings"]).env("CARGO_TARGET_DIR", built);
+        process::run(&mut cargo)
+    })
 }
 
 fn documentation() -> Result<()> {

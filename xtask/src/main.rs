@@ -2,6 +2,7 @@
 
 mod demo;
 mod dependencies;
+mod fuzz;
 mod gate;
 mod man;
 mod packages;
@@ -44,6 +45,8 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Feed any bytes to everything that reads what others wrote
+    Fuzz(fuzz::Args),
     /// Build and inspect firmware images
     Image(ImageArgs),
     /// Measure ours against RAUC, SWUpdate, veritysetup and dd
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test => gate::run(),
         Task::Rows { json } => rows::run(json),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Image(args) => image(&args).map(|()| true),
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
         Task::Prove { arguments } => prove::run(&arguments).map(|()| true),

@@ -30,6 +30,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("efivar", "efivar", For::Test),
     ("erofs-utils", "mkfs.erofs", For::Test),
     ("faketime", "faketime", For::Test),
+    ("g++", "g++", For::Test),
     ("git", "git", For::Test),
     ("groff-base", "groff", For::Test),
     ("grub-common", "grub-editenv", For::Test),

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use slotd::domain::file_list::{Entry, Kind};
+use slotd::domain::file_list::{self, Entry, Kind};
 
 use super::directory;
 use super::error::{ErofsError, Fault};
@@ -22,8 +22,8 @@ pub const PACKED: &str = "(packed)";
 /// Path of the entry of the extended attributes that several inodes share.
 pub const SHARED_XATTRS: &str = "(shared xattrs)";
 
-/// Most entries in a list.
-const MAX_ENTRIES: usize = 1 << 22;
+/// Most entries in a list, beside those of what lies apart from files.
+const MAX_ENTRIES: usize = file_list::MAX_ENTRIES - 3;
 /// Longest path, and longest symbolic link, in bytes (`PATH_MAX`).
 const MAX_PATH: u64 = 4096;
 /// Largest directory in bytes: about two million names.

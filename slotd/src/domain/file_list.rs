@@ -2,7 +2,108 @@
 //!
 //! It says which file owns a block that no longer verifies, and is what taint compares with.
 
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read};
+
+use ruzstd::decoding::errors::FrameDecoderError;
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use serde::{Deserialize, Serialize};
+
+/// Longest line that is read, in bytes: a file of 64 GiB in 4 KiB extents would need more, but such a file is not
+/// built.
+pub const MAX_LINE: usize = 4 << 20;
+/// Most entries of a list; the builder makes no longer one.
+pub const MAX_ENTRIES: usize = 1 << 22;
+
+/// Why a list cannot be read on. Lines count from 1.
+#[derive(Debug, thiserror::Error)]
+pub enum FileListError {
+    /// It does not begin with a zstd frame.
+    #[error("not compressed with zstd")]
+    Frame(#[source] Box<FrameDecoderError>),
+    /// Its bytes cannot be had: the medium fails, or the compression is damaged.
+    #[error("line {line} cannot be unpacked")]
+    Unpack {
+        /// Which line.
+        line: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A line is longer than [`MAX_LINE`].
+    #[error("line {line} is longer than {MAX_LINE} bytes")]
+    LongLine {
+        /// Which line.
+        line: usize,
+    },
+    /// A line is no [`Entry`].
+    #[error("line {line} is no entry of a file list")]
+    Entry {
+        /// Which line.
+        line: usize,
+        /// What the parser says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// There are more lines than [`MAX_ENTRIES`].
+    #[error("more than {MAX_ENTRIES} entries")]
+    TooMany,
+}
+
+/// The entries of a compressed list, in order, one line in memory at a time. Ends after the first error. What zstd
+/// keeps to look back at is bounded by ruzstd (100 MiB).
+pub struct Entries<R: Read> {
+    lines: BufReader<StreamingDecoder<R, FrameDecoder>>,
+    line: Vec<u8>,
+    read: usize,
+    ended: bool,
+}
+
+impl<R: Read> Entries<R> {
+    /// Reads the list from `packed`.
+    pub fn new(packed: R) -> Result<Self, FileListError> {
+        let unpacked =
+            StreamingDecoder::new(packed).map_err(|source| FileListError::Frame(Box::new(source)))?;
+        Ok(Self { lines: BufReader::new(unpacked), line: Vec::new(), read: 0, ended: false })
+    }
+
+    fn entry(&mut self) -> Result<Option<Entry>, FileListError> {
+        let line = self.read.saturating_add(1);
+        self.line.clear();
+        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX).saturating_add(1);
+        let read = self.lines.by_ref().take(limit).read_until(b'\n', &mut self.line);
+        if read.map_err(|source| FileListError::Unpack { line, source })? == 0 {
+            return Ok(None);
+        }
+        if self.line.len() > MAX_LINE {
+            return Err(FileListError::LongLine { line });
+        }
+        if line > MAX_ENTRIES {
+            return Err(FileListError::TooMany);
+        }
+        self.read = line;
+        serde_json::from_slice(&self.line).map(Some).map_err(|source| FileListError::Entry { line, source })
+    }
+}
+
+impl<R: Read> Iterator for Entries<R> {
+    type Item = Result<Entry, FileListError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let entry = self.entry().transpose();
+        self.ended = !matches!(entry, Some(Ok(_)));
+        entry
+    }
+}
+
+impl<R: Read> fmt::Debug for Entries<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entries(after {})", self.read)
+    }
+}
 
 /// One line of the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

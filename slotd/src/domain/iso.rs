@@ -15,6 +15,8 @@ pub const SECTOR: u64 = 2048;
 const FIRST_DESCRIPTOR: u64 = 16;
 const MAX_DESCRIPTORS: u64 = 16;
 const MAX_DIRECTORY: u64 = 64 << 10;
+/// A directory record with a name of one byte.
+const SHORTEST_RECORD: u64 = 34;
 const DIRECTORY: u8 = 0x02;
 const ASSOCIATED: u8 = 0x04;
 const MULTI_EXTENT: u8 = 0x80;
@@ -257,6 +259,10 @@ fn records(head: &[u8], directory: Extent) -> Result<Vec<Record>, IsoError> {
             None | Some(0) => at = (at / SECTOR + 1) * SECTOR,
             Some(length) => {
                 let length = u64::from(length);
+                if length < SHORTEST_RECORD {
+                    let (field, expected) = ("length of directory record", "at least 34");
+                    return Err(IsoError::Field { at, field, found: length, expected });
+                }
                 if at / SECTOR != (at + length - 1) / SECTOR || at + length > directory.end() {
                     let expected = "a record within its sector";
                     return Err(IsoError::Field {

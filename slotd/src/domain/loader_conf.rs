@@ -70,7 +70,9 @@ pub fn with_default(old: Option<&[u8]>, value: &str) -> Result<Vec<u8>, LoaderCo
     }
     let kept = old.and_then(|old| text(old).ok()).filter(|text| !text.trim().is_empty());
     let mut new = line;
-    for other in kept.unwrap_or(SETTINGS).trim_end().lines().filter(|line| default_of(line).is_none()) {
+    // Not `lines`, which takes a carriage return away: the others stay as they are.
+    let others = kept.unwrap_or(SETTINGS).trim_end().split('\n');
+    for other in others.filter(|line| default_of(line).is_none()) {
         new.push_str(other);
         new.push('\n');
     }
@@ -140,6 +142,14 @@ mod tests {
             let error = LoaderConfError::Value { value: value.to_owned() };
             assert_eq!(with_default(None, value), Err(error));
         }
+    }
+
+    /// Found by the fuzz target `loader_conf`: each setting took one carriage return away.
+    #[test]
+    fn carriage_returns_of_other_lines_stay() {
+        let once = with_default(Some(b"timeout 3\r\r\nbeep 1\r\n"), "a.efi").unwrap();
+        assert!(once.starts_with(b"default a.efi\ntimeout 3\r\r\nbeep 1\n\n"));
+        assert_eq!(with_default(Some(&once), "a.efi").unwrap(), once);
     }
 
     proptest! {

@@ -1,20 +1,18 @@
 //! What owns a bad block: a file, a directory, the inode table, a level of the tree, another part, or padding.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::error::Error;
+use std::io::{self, Read};
 
 use super::blocks::to_usize;
 use super::inspect::Installed;
 use crate::device::medium::Medium;
-use crate::domain::file_list::{Entry, Kind};
+use crate::domain::file_list::{Entries, Entry, Kind};
 use crate::domain::layout::{Extent, Part, padded};
 use crate::domain::manifest::BLOCK;
 use crate::domain::verity::Geometry;
 
 /// Names that are listed at most.
 const MAX_OWNERS: usize = 1024;
-/// Longest line of the file list that is read, in bytes: a file of 64 GiB in 4 KiB extents would need more, but such
-/// a file is not built.
-const MAX_LINE: u64 = 4 << 20;
 
 /// The owners of these runs of blocks (first, count; counted from the start of the slot).
 pub(super) fn of(medium: &dyn Medium, installed: &Installed, runs: &[(u64, u64)]) -> Vec<String> {
@@ -69,24 +67,19 @@ fn of_parts(installed: &Installed, first: u64, count: u64) -> Vec<String> {
 }
 
 /// Owners inside the root image, from the signed file list.
-fn of_root(medium: &dyn Medium, installed: &Installed, runs: &[Extent]) -> io::Result<Vec<String>> {
-    let missing = || io::Error::other("it is missing");
-    let place = installed.layout.get(Part::FileList).ok_or_else(missing)?;
-    let file = installed.manifest.file(Part::FileList.name()).ok_or_else(missing)?;
-    super::parts::prove(medium, Part::FileList, file, place).map_err(|e| io::Error::other(e.to_string()))?;
-    let packed = PartReader { medium, place, at: 0 };
-    let unpacked =
-        ruzstd::decoding::StreamingDecoder::new(packed).map_err(|e| io::Error::other(e.to_string()))?;
-    let mut lines = BufReader::new(unpacked);
+fn of_root(
+    medium: &dyn Medium,
+    installed: &Installed,
+    runs: &[Extent],
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let place = installed.layout.get(Part::FileList).ok_or("it is missing")?;
+    let file = installed.manifest.file(Part::FileList.name()).ok_or("it is missing")?;
+    super::parts::prove(medium, Part::FileList, file, place)?;
     let mut found = Found { runs, owned: vec![0; runs.len()], names: Vec::new(), inodes: false };
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if lines.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
-            return Ok(found.finish());
-        }
-        found.look_at(&serde_json::from_str(&line)?);
+    for entry in Entries::new(PartReader { medium, place, at: 0 })? {
+        found.look_at(&entry?);
     }
+    Ok(found.finish())
 }
 
 struct Found<'a> {

@@ -9,6 +9,7 @@
 mod diagram;
 mod envblk;
 mod explorer;
+mod file_list;
 mod iso;
 mod iso_image;
 mod manifest;
