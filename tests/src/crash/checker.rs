@@ -12,7 +12,7 @@ use sps_base::error::ErrorKind;
 
 use super::appliance::{RUNNING, TARGET, full_check, outcome, target};
 use super::law::{self, Outcome, read_state};
-use super::states::{Bounds, CrashState, Key, each_after_cuts, fingerprint, key, rebuild, sample};
+use super::states::{Bounds, CrashState, Key, at_end, each_after_cuts, fingerprint, key, rebuild, sample};
 use super::{
     BOOT_IMAGE, Check, Cut, During, RUNNING_BOOT_IMAGE, Report, Scenario, Violation, ensure, in_order,
 };
@@ -41,6 +41,7 @@ pub(super) fn check(scenario: &Scenario<'_>, bounds: &Bounds) -> Report {
         });
         drop(send);
     });
+    checker.check_end();
     checker.report()
 }
 
@@ -122,7 +123,6 @@ impl<'a> Checker<'a> {
         self.guarded(&cuts, || {
             let media = self.with_room(&state.media)?;
             let recovered = self.recover(&media, &state.right)?;
-            self.check_ended(&cuts, &recovered)?;
             if state.repeat && !state.known {
                 lock(&self.report).repeated += 1;
                 let log = self.repeat(&recovered)?;
@@ -164,6 +164,18 @@ impl<'a> Checker<'a> {
         self.check_blocks(&recovered)?;
         self.check_steady(&recovered)?;
         Ok(recovered)
+    }
+
+    /// The states behind the last event: they are not new where nothing was done for them.
+    fn check_end(&self) {
+        for (origin, media) in at_end(&self.scenario.start, &self.scenario.log, &self.bounds) {
+            let cuts = [Cut { during: During::Run, origin }];
+            self.guarded(&cuts, || {
+                let recorder = Recorder::new(media);
+                let found = outcome(&self.scenario.appliance.store(&recorder)).unwrap_or(Outcome::Empty);
+                self.check_ended(&cuts, &Recovered::new(&recorder, found))
+            });
+        }
     }
 
     /// What has returned is durable: nothing is left to a recovery.

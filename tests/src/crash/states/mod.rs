@@ -204,6 +204,16 @@ pub fn loose(log: &[Event]) -> usize {
     loose
 }
 
+/// The states behind the whole of `log`, also those that an earlier cut leaves too.
+pub fn at_end(start: &Media, log: &[Event], bounds: &Bounds) -> Vec<(Origin, Media)> {
+    let window = Window::at(start, log, log.len(), None);
+    let built = |origin: Origin| {
+        let media = window.build(&origin);
+        (origin, media)
+    };
+    systematic(&window, log.len(), bounds).into_iter().map(built).collect()
+}
+
 /// The media that `origin` makes of `start` and `log`.
 pub fn rebuild(start: &Media, log: &[Event], origin: &Origin) -> Media {
     Window::at(start, log, origin.cut, origin.lied).build(origin)
