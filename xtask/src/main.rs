@@ -4,6 +4,7 @@ mod demo;
 mod dependencies;
 mod gate;
 mod man;
+mod mutate;
 mod packages;
 mod process;
 mod results;
@@ -54,6 +55,12 @@ enum Task {
     },
     /// Write the manual pages of spsctl (docs/man) from its command line
     Man,
+    /// Take each check out of the verifier of signatures and show which test notices; takes about half an hour
+    Mutate {
+        /// Only these checks (numbers of docs/signature.md)
+        #[arg(value_name = "CHECK")]
+        checks: Vec<u8>,
+    },
     /// Build slotboot for the initrd: one static file, in `target/sps/static`
     Slotboot,
     /// Judge the systemd units: exposure and correctness
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Task::Image(args) => image(&args).map(|()| true),
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
         Task::Man => man::write().map(|()| true),
+        Task::Mutate { checks } => mutate::run(&checks),
         Task::Slotboot => slotboot().map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };

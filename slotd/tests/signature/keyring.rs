@@ -88,3 +88,52 @@ fn crls_are_newest_first_without_future_ones_and_one_per_issuer() {
     assert!(warnings.contains("int-future.crl") && warnings.contains("int-expired.crl"), "{warnings}");
     keyring.verify(manifest(), good(), now).unwrap();
 }
+
+#[test]
+fn a_clock_that_is_set_back_does_not_make_a_list_of_the_future_count() {
+    // Current when the keyring was loaded.
+    let later = pki().now + 2 * DAY;
+    let loaded = parse(&["root.pem"], &["root.crl", "int-future.crl"], later).unwrap();
+    loaded.verify(manifest(), good(), later).unwrap();
+    let error = loaded.verify(manifest(), good(), pki().now).unwrap_err();
+    assert!(error.to_string().contains("no CRL of CN=int"), "{error}");
+}
+
+#[test]
+fn firmware_that_adds_a_root_and_one_that_drops_it() {
+    let now = pki().now;
+    let old = good();
+    let new = pki().sign(manifest(), "by-other", "signer", &[]);
+    let takes = |keyring: &Keyring, p7s: &[u8]| keyring.verify(manifest(), p7s, now).is_ok();
+    // The keyring of what runs counts: firmware signed under the new root has to wait for one that brings that root.
+    let first = parse(&["root.pem"], &[], now).unwrap();
+    assert!(takes(&first, old) && !takes(&first, &new));
+    let both = parse(&["root.pem", "other.pem"], &[], now).unwrap();
+    assert!(takes(&both, old) && takes(&both, &new));
+    // Once it is dropped, nothing that it signed is taken any more, not even what was installed before.
+    let last = parse(&["other.pem"], &[], now).unwrap();
+    assert!(!takes(&last, old) && takes(&last, &new));
+    let error = last.verify(manifest(), old, now).unwrap_err();
+    assert!(error.to_string().contains("CN=other"), "{error}");
+}
+
+#[test]
+fn an_empty_file_is_no_root_and_no_list() {
+    for (roots, crls, file) in [(vec![""], vec![], "0"), (vec!["root"], vec![""], "0")] {
+        let files = |names: &[&str]| -> Vec<(String, Vec<u8>)> {
+            let content = |name: &str| if name.is_empty() { Vec::new() } else { pki().file("root.pem").1 };
+            names.iter().enumerate().map(|(n, name)| (n.to_string(), content(name))).collect()
+        };
+        let error = Keyring::parse(&files(&roots), &files(&crls), pki().now).unwrap_err();
+        assert!(error.to_string().contains(&format!("keyring file {file}: found none")), "{error}");
+    }
+}
+
+#[test]
+fn keyrings_have_limits() {
+    let root = pki().file("root.pem");
+    let error = Keyring::parse(&vec![root.clone(); 65], &[], pki().now).unwrap_err();
+    assert_eq!(error.to_string(), "keyring: root files: found 65, the limit is 64");
+    let error = Keyring::parse(&[root], &vec![pki().file("root.crl"); 65], pki().now).unwrap_err();
+    assert_eq!(error.to_string(), "keyring: CRL files: found 65, the limit is 64");
+}
