@@ -1,6 +1,7 @@
 //! What a keyring takes and refuses (points 8 and 9).
 
-use slotd::domain::signature::{Keyring, KeyringError};
+use slotd::domain::signature::{Keyring, KeyringError, SignatureError};
+use sps_base::error::ErrorKind;
 
 use crate::pki::{DAY, pki};
 use crate::{good, manifest};
@@ -61,14 +62,55 @@ fn files_that_are_no_roots_are_named() {
 }
 
 #[test]
-fn roots_out_of_date_are_left_out_and_alone_refused() {
-    let later = pki().now + 2 * DAY;
-    refused(&["root-short.pem"], &[], later, "OutOfDate", &["root-short.pem", "set the clock"]);
-    refused(&["root.pem"], &[], pki().now - 9 * DAY, "OutOfDate", &["set the clock"]);
+fn roots_out_of_date_are_told_and_do_not_count() {
+    let (now, later) = (pki().now, pki().now + 2 * DAY);
     let both = parse(&["root-short.pem", "root.pem"], &[], later).unwrap();
-    assert_eq!(format!("{both:?}"), r#"Keyring { roots: ["root.pem"], crls: [], .. }"#);
     assert!(both.warnings()[0].contains("root-short.pem"), "{:?}", both.warnings());
     both.verify(manifest(), good(), later).unwrap();
+    // Alone they trust nothing: the expired, and the one that is not valid yet.
+    for (root, at) in [("root-short.pem", later), ("root.pem", now - 9 * DAY)] {
+        let keyring = parse(&[root], &[], at).unwrap();
+        assert!(keyring.warnings()[0].contains("set the clock"), "{:?}", keyring.warnings());
+        let error = keyring.verify(manifest(), good(), at).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Untrusted);
+        let text = error.to_string();
+        assert!(text.contains("no root of the keyring is valid at") && text.contains(root), "{text}");
+        // What was installed while it was valid stays good.
+        keyring.verify_at_rest(manifest(), good(), now).unwrap();
+    }
+}
+
+#[test]
+fn a_keyring_that_was_loaded_with_a_dead_clock_is_right_once_the_clock_is() {
+    let keyring = parse(&["root.pem"], &["root.crl", "int.crl"], 0).unwrap();
+    assert_eq!(keyring.warnings().len(), 3, "{:?}", keyring.warnings());
+    assert!(keyring.checks_revocation());
+    keyring.verify(manifest(), good(), 0).unwrap_err();
+    keyring.verify(manifest(), good(), pki().now).unwrap();
+    let revoked = parse(&["root.pem"], &["root.crl", "int-revokes.crl"], 0).unwrap();
+    let error = revoked.verify(manifest(), good(), pki().now).unwrap_err();
+    assert!(matches!(error, SignatureError::Revoked { .. }), "{error:?}");
+}
+
+#[test]
+fn at_rest_the_newest_list_counts_whatever_its_date() {
+    let now = pki().now;
+    let at_rest = |crls: &[&str], then: u64| {
+        parse(&["root.pem"], crls, now).unwrap().verify_at_rest(manifest(), good(), then)
+    };
+    for then in [now, now + 60 * DAY] {
+        at_rest(&["root.crl", "int.crl"], then).unwrap();
+        at_rest(&["root.crl", "int-expired.crl"], then).unwrap();
+        for revoking in [["root.crl", "int-revokes.crl"], ["root-revokes-int.crl", "int.crl"]] {
+            let error = at_rest(&revoking, then).unwrap_err();
+            assert!(matches!(error, SignatureError::Revoked { .. }), "{error:?}");
+        }
+    }
+    at_rest(&["root-future.crl", "int-future.crl"], now).unwrap();
+    let error = at_rest(&["root.crl"], now).unwrap_err();
+    assert!(error.to_string().contains("no CRL of CN=int"), "{error}");
+    // Dates of certificates are those of the time of the install.
+    assert!(at_rest(&["root.crl", "int.crl"], now + 2000 * DAY).is_err());
 }
 
 #[test]
@@ -82,7 +124,7 @@ fn crls_are_newest_first_without_future_ones_and_one_per_issuer() {
     let keyring = parse(&["root.pem"], &crls, now).unwrap();
     assert_eq!(
         format!("{keyring:?}"),
-        r#"Keyring { roots: ["root.pem"], crls: ["int.crl", "root.crl", "int-expired.crl"], .. }"#
+        r#"Keyring { roots: ["root.pem"], crls: ["int-future.crl", "int.crl", "root.crl", "int-expired.crl"], .. }"#
     );
     let warnings = keyring.warnings().join("\n");
     assert!(warnings.contains("int-future.crl") && warnings.contains("int-expired.crl"), "{warnings}");

@@ -24,7 +24,13 @@ pub(super) static MUTATIONS: &[Mutation] = &[
     out(1, CMS, "the encoding need not be the canonical one", "if again != p7s {", "if again.is_empty() {"),
     out(1, CMS, "sets of any length are sorted", "if elements > MAX_ELEMENTS {", "if elements == 0 {"),
     // 2: the structure.
-    out(2, CMS, "a message of any length", "if p7s.len() as u64 > MAX_SIGNATURE {", "if p7s.is_empty() {"),
+    out(
+        2,
+        CMS,
+        "a message of any length",
+        "if p7s.len() as u64 > MAX_SIGNATURE {",
+        "if p7s.len() as u64 / 99 > MAX_SIGNATURE {",
+    ),
     out(2, CMS, "any content type", "if info.content_type != ID_SIGNED_DATA {", "if false {"),
     out(2, CMS, "the first of several signers", "[signer] => signer,", "[signer, ..] => signer,"),
     out(2, CMS, "any version of the signer", "if signer.version != expected {", "if false {"),
@@ -215,13 +221,40 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         "RevocationCheckDepth::EndEntity)",
     ),
     out(8, PATH, "what no CRL knows is good", "UnknownStatusPolicy::Deny)", "UnknownStatusPolicy::Allow)"),
-    out(8, PATH, "an expired CRL is good", "ExpirationPolicy::Enforce)", "ExpirationPolicy::Ignore)"),
+    out(
+        8,
+        PATH,
+        "an expired CRL is good",
+        "Judged::Now => ExpirationPolicy::Enforce,",
+        "Judged::Now => ExpirationPolicy::Ignore,",
+    ),
     out(
         8,
         PATH,
         "a CRL from the future is used",
-        "crls.map(|list| list.iter().filter(|crl| crl.this_update <= now).collect());",
-        "crls.map(|list| list.iter().collect());",
+        "judged == Judged::AtRest || crl.this_update <= now;",
+        "judged == Judged::AtRest || crl.this_update > 0;",
+    ),
+    out(
+        8,
+        PATH,
+        "CRLs of which none is usable are none",
+        "if !configured {",
+        "if !configured || lists.is_empty() {",
+    ),
+    out(
+        8,
+        PATH,
+        "at rest no CRL of later counts",
+        "judged == Judged::AtRest || crl.this_update <= now;",
+        "crl.this_update <= now;",
+    ),
+    out(
+        8,
+        PATH,
+        "at rest an expired CRL is an error",
+        "Judged::AtRest => ExpirationPolicy::Ignore,",
+        "Judged::AtRest => ExpirationPolicy::Enforce,",
     ),
     out(
         8,
@@ -237,7 +270,6 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         "if !matches!(crl.list.find_serial(&root.serial), Ok(None)) {",
         "if crl.list.find_serial(&root.serial).is_err() {",
     ),
-    out(8, KEYRING, "a CRL from the future is kept", "if crl.this_update > now {", "if false {"),
     out(
         8,
         KEYRING,
@@ -252,13 +284,6 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         "newer.issuer == crl.issuer)",
         "newer.issuer == crl.issuer && newer.file == crl.file)",
     ),
-    out(
-        8,
-        KEYRING,
-        "CRLs of which none is usable are none",
-        "self.configured.then_some(self.crls.as_slice())",
-        "(self.configured && !self.crls.is_empty()).then_some(self.crls.as_slice())",
-    ),
     // 9: the roots.
     out(9, KEYRING, "an empty keyring", "if roots.is_empty() {", "if false {"),
     out(
@@ -267,13 +292,6 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         "a root twice",
         "roots.iter().find(|r| r.certificate == root.certificate)",
         "roots.iter().find(|r| r.file.is_empty() && r.certificate == root.certificate)",
-    ),
-    out(
-        9,
-        KEYRING,
-        "a root of any period at load",
-        "roots.into_iter().partition(|root| root.is_valid_at(now))",
-        "roots.into_iter().partition(|root| root.is_valid_at(now) || !root.file.is_empty())",
     ),
     out(9, KEYRING, "any certificate is a root", "path::check_issuer(&certificate)?;", ""),
     out(
@@ -302,8 +320,8 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         10,
         MODULE,
         "the signer says what time it is",
-        "self.crls(), now)?;",
-        "self.crls(), message.signing_time.unwrap_or(now))?;",
+        "self.crls(), now, judged)?;",
+        "self.crls(), message.signing_time.unwrap_or(now), judged)?;",
     ),
     out(
         10,
@@ -332,7 +350,7 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         12,
         MODULE,
         "the manifest is parsed first",
-        "let signer = self.verify_bytes(manifest, p7s, now)?;\n        // Point 12: not a byte of the manifest is parsed before this line.\n        let value = Manifest::parse(manifest)?;",
-        "let value = Manifest::parse(manifest)?;\n        let signer = self.verify_bytes(manifest, p7s, now)?;",
+        "let signer = self.verify_bytes(manifest, p7s, now, judged)?;\n        // Point 12: not a byte of the manifest is parsed before this line.\n        let value = Manifest::parse(manifest)?;",
+        "let value = Manifest::parse(manifest)?;\n        let signer = self.verify_bytes(manifest, p7s, now, judged)?;",
     ),
 ];
