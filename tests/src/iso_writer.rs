@@ -18,12 +18,20 @@ pub const IS_DIRECTORY: u8 = 2;
 /// An image whose `/FIRMWARE` holds `files` (name, content), one after the other from [`FIRST_FILE`] on. Names are
 /// written as they are. All records of the directory must fit in one sector: about 40 short names.
 pub fn write(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let named: Vec<(&[u8], &[u8])> =
+        files.iter().map(|(name, content)| (name.as_bytes(), *content)).collect();
+    write_named(&named)
+}
+
+/// The same with names that need not be text.
+pub fn write_named(files: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)]) -> Vec<u8> {
     let mut image = vec![0; FIRST_FILE as usize * SECTOR];
     let mut listing = own_and_parent(DIRECTORY);
     for (name, content) in files {
+        let (name, content) = (name.as_ref(), content.as_ref());
         let at = u32::try_from(image.len() / SECTOR).unwrap_or(u32::MAX);
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        listing.extend(record(name.as_bytes(), at, size, 0));
+        listing.extend(record(name, at, size, 0));
         image.extend_from_slice(content);
         image.resize(image.len().next_multiple_of(SECTOR), 0);
     }
