@@ -71,7 +71,7 @@ pub(crate) fn point_1_strict_der() -> Vec<Case> {
 }
 
 fn pem(der: &[u8]) -> Vec<u8> {
-    let text = der.chunks(24).map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n");
+    let text = der.chunks(24).map(|line| hex::encode(line) + "\n");
     format!("-----BEGIN CMS-----\n{}-----END CMS-----\n", text.collect::<String>()).into_bytes()
 }
 
@@ -87,15 +87,13 @@ fn many_attributes() -> Vec<x509_cert::attr::Attribute> {
 fn sized(size: u64) -> Vec<u8> {
     let size = usize::try_from(size).unwrap();
     let mut filler = size - good().len() - 40;
-    for _ in 0..200 {
+    let mut attempts = std::iter::repeat_with(|| {
         let message =
             resign(good(), |attributes| attributes.push(attribute(OTHER_TYPE, vec![zeros(filler)])));
-        if message.len() == size {
-            return message;
-        }
         filler = (filler + size).checked_sub(message.len()).unwrap();
-    }
-    panic!("no message of {size} bytes could be made");
+        message
+    });
+    attempts.by_ref().take(200).find(|message| message.len() == size).expect("a message of that size")
 }
 
 /// The plain message that announces SHA-384, beside SHA-256 or instead of it.

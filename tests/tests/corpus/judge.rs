@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -248,22 +249,24 @@ impl Bench {
     }
 }
 
-/// Judges all, and prints the table.
+/// Judges all, prints the table, and shows every case that does not hold.
 pub(crate) fn judge(group: &str, cases: &[Case]) {
-    let mut bench = Bench::new();
+    let (mut bench, mut faults) = (Bench::new(), Vec::new());
     for case in cases {
-        let line = match &case.body {
-            Body::Course(course) => course(),
-            Body::Image(image) => {
-                let (changed, line) = bench.judge(&case.name, image);
-                if changed {
-                    bench = Bench::new();
-                }
-                line
-            }
-        };
+        let judged = catch_unwind(AssertUnwindSafe(|| match &case.body {
+            Body::Course(course) => (false, course()),
+            Body::Image(image) => bench.judge(&case.name, image),
+        }));
+        let (changed, line) = judged.unwrap_or_else(|_| {
+            faults.push(case.name.as_str());
+            (true, "NOT AS IT MUST BE: see above".into())
+        });
         println!("{group}: {:<54} {line}", case.name);
+        if changed {
+            bench = Bench::new();
+        }
     }
+    assert!(faults.is_empty(), "{group}: {faults:#?}");
 }
 
 /// Number of slot 2.

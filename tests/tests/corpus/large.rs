@@ -191,7 +191,8 @@ pub(crate) fn four_gib() -> Vec<Case> {
 fn by_xorriso(size: u64) -> String {
     let directory = tempfile::tempdir().unwrap();
     let mut tool = Command::new("xorriso");
-    tool.args(["-no_rc", "-as", "mkisofs", "-quiet", "-iso-level", "3", "-R", "-U"]);
+    // Standard output is its target only when nothing stands before this.
+    tool.args(["-as", "mkisofs", "-quiet", "-iso-level", "3", "-R", "-U"]);
     for (number, name) in (0..).zip([MANIFEST_NAME, SIGNATURE_NAME].into_iter().chain(PAYLOAD_ORDER)) {
         fs::write(directory.path().join(name), format!("this is {name}")).unwrap();
         tool.args(["--sort-weight", &format!("{}", 1000 - number), &format!("/FIRMWARE/{name}")]);
