@@ -177,10 +177,9 @@ fn sick(faults: &Faults) -> (Bench, Arc<Counts>) {
 fn sick_on(media: Media, faults: &Faults) -> (Bench, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
     let bench = Bench::on(media, |all, recorder| {
-        let faulty =
-            |inner, slot| Faulty { faults: faults.clone(), counts: Arc::clone(&counts), slot, inner };
-        all.slots[1].2 = Ok(Arc::new(faulty(recorder.medium(TARGET), true)));
-        all.state = Ok(Arc::new(faulty(recorder.medium(Device::State), false)));
+        let wrap = |inner, slot| Faulty { faults: faults.clone(), counts: Arc::clone(&counts), slot, inner };
+        all.slots[1].2 = Ok(Arc::new(wrap(recorder.medium(TARGET), true)));
+        all.state = Ok(Arc::new(wrap(recorder.medium(Device::State), false)));
         let esp: Faulty<dyn Esp> = Faulty {
             faults: faults.clone(),
             counts: Arc::clone(&counts),

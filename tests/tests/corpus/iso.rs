@@ -93,10 +93,10 @@ pub(crate) fn extent_past_the_end() -> Vec<Case> {
     let behind = "lies behind the first 1048576 bytes";
     vec![
         corrupt("root.erofs a sector longer", truncated("root.erofs"), |all| {
-            named(all, "root.erofs").size += 2048
+            named(all, "root.erofs").size += 2048;
         }),
         corrupt("root.erofs of 4 GiB", truncated("root.erofs"), |all| {
-            named(all, "root.erofs").size = u32::MAX
+            named(all, "root.erofs").size = u32::MAX;
         }),
         corrupt("root.erofs in the last sector there is", truncated("root.erofs"), |all| {
             named(all, "root.erofs").sector = u32::MAX;
@@ -130,7 +130,7 @@ pub(crate) fn overlapping_extents() -> Vec<Case> {
             named(all, "notes.md").size = 2 * 2048 + 1;
         }),
         corrupt("root.verity reaches into boot.efi", order("boot.efi"), |all| {
-            named(all, "root.verity").size += 1
+            named(all, "root.verity").size += 1;
         }),
         corrupt("root.erofs begins within files.ndjson.zst", order("root.erofs"), |all| {
             named(all, "root.erofs").sector -= 1;
@@ -144,7 +144,7 @@ pub(crate) fn overlapping_extents() -> Vec<Case> {
     for sector in [0, 16, ROOT_DIRECTORY, DIRECTORY] {
         let name = format!("manifest.json in sector {sector}, among the structures");
         cases.push(corrupt(&name, order("manifest.json"), move |all| {
-            named(all, "manifest.json").sector = sector
+            named(all, "manifest.json").sector = sector;
         }));
     }
     cases

@@ -338,6 +338,6 @@ pub(crate) fn trailing_bytes() -> Vec<Case> {
             "is not canonical: first difference at byte 0",
         ),
         signed("nothing at all", Vec::new(), "is not a manifest of schema 1 (line 1, column 0)"),
-        signed("a brace less", good()[..good().len() - 1].as_bytes().to_vec(), NO_JSON),
+        signed("a brace less", good().as_bytes()[..good().len() - 1].to_vec(), NO_JSON),
     ]
 }

@@ -41,7 +41,7 @@ pub(crate) fn compatible() -> Vec<Case> {
         refused("all products", kind, text("*"), |m| m.compatible.product = "*".into()),
         refused("none", ErrorKind::MediaCorrupt, "compatible is empty", |m| m.compatible.product.clear()),
         early("another product, nothing behind the signature", kind, "is for box", |m| {
-            m.compatible.product = "box".into()
+            m.compatible.product = "box".into();
         }),
     ]
 }
@@ -53,7 +53,7 @@ pub(crate) fn hardware() -> Vec<Case> {
     };
     vec![
         refused("two others", kind, text("m1, m2"), |m| {
-            m.compatible.hardware = vec!["m1".into(), "m2".into()]
+            m.compatible.hardware = vec!["m1".into(), "m2".into()];
         }),
         refused("another case", kind, text("TEST"), |m| m.compatible.hardware = vec!["TEST".into()]),
         refused("a pattern", kind, text("te*"), |m| m.compatible.hardware = vec!["te*".into()]),
@@ -61,7 +61,7 @@ pub(crate) fn hardware() -> Vec<Case> {
         refused("an empty name", kind, text(""), |m| m.compatible.hardware = vec![String::new()]),
         refused("none", ErrorKind::MediaCorrupt, "compatible is empty", |m| m.compatible.hardware.clear()),
         early("another, nothing behind the signature", kind, "is for m1", |m| {
-            m.compatible.hardware = vec!["m1".into()]
+            m.compatible.hardware = vec!["m1".into()];
         }),
         taken("this one among others", |m| m.compatible.hardware = vec!["m1".into(), "test".into()]),
         taken("all", |m| m.compatible.hardware = vec!["*".into()]),
@@ -97,13 +97,13 @@ pub(crate) fn upgrade_path() -> Vec<Case> {
         }),
         refused("from nothing", kind, text("8.0.2", "nothing"), |m| rules(m, &[])),
         refused("from a line of another depth", kind, text("8.0.2", "8.1 from 8.0.0"), |m| {
-            rules(m, &[("8.1", "8.0.0")])
+            rules(m, &[("8.1", "8.0.0")]);
         }),
         refused("an older one", kind, older("8.0.0"), |m| m.version = "8.0.0".into()),
         refused("a candidate of what runs", kind, older("8.0.1-rc9"), |m| m.version = "8.0.1-rc9".into()),
         refused("another line, older", kind, older("7.9"), |m| m.version = "7.9".into()),
         early("from nothing, nothing behind the signature", kind, "cannot be installed over", |m| {
-            rules(m, &[])
+            rules(m, &[]);
         }),
         taken("the version that runs, another build", |m| m.version = "8.0.1".into()),
         taken("from this very version", |m| rules(m, &[("8.0", "8.0.1")])),

@@ -33,6 +33,9 @@ fn named(offset: u64) -> InstallRequest {
     InstallRequest { transaction_id: Some("transfer".into()), offset, ..InstallRequest::default() }
 }
 
+/// Opens what is no image.
+type Open = fn() -> OwnedFd;
+
 /// What came of a transfer, and from which byte the next one should begin.
 type End = (Result<InstallReport, slotd::store::Failure>, u64);
 
@@ -72,7 +75,7 @@ pub(crate) fn wrong_length() -> Vec<Case> {
         Case::refused("an empty pipe", ErrorKind::MediaCorrupt, "the image ends at byte 0;", Vec::new)
             .piped(),
     ];
-    let kinds: [(&str, fn() -> OwnedFd, &str); 3] = [
+    let kinds: [(&str, Open, &str); 3] = [
         ("a device", || File::open("/dev/zero").unwrap().into(), "a regular file, a pipe or a socket"),
         ("a directory", || File::open("/").unwrap().into(), "a regular file, a pipe or a socket"),
         (
@@ -365,10 +368,10 @@ pub(crate) fn medium_pulled() -> Vec<Case> {
     };
     let silent = Case::course("a pipe that stays open and silent", || {
         let bench = Bench::on(Bench::fresh().clone(), |all, _| all.stall = Duration::from_millis(300));
-        let (hold, held) = mpsc::channel::<()>();
+        let (hold, until) = mpsc::channel::<()>();
         let image = slice(&stage().iso, place(&stage().iso, Part::Manifest)).len() + 45_000;
         let reader = pipe(stage().iso[..image].to_vec(), move || {
-            let _ = held.recv();
+            let _ = until.recv();
         });
         let failure = install(&bench.store, reader, &named(0)).unwrap_err();
         drop(hold);

@@ -60,10 +60,10 @@ pub(crate) fn block_size() -> Vec<Case> {
         .flat_map(|size| {
             [
                 signed(&format!("data blocks of {size} in the manifest"), &field(size, 4096), move |m| {
-                    m.root.verity.data_block = size
+                    m.root.verity.data_block = size;
                 }),
                 signed(&format!("hash blocks of {size} in the manifest"), &field(4096, size), move |m| {
-                    m.root.verity.hash_block = size
+                    m.root.verity.hash_block = size;
                 }),
             ]
         })
@@ -79,7 +79,7 @@ pub(crate) fn algorithm() -> Vec<Case> {
         .map(|name| {
             let text = format!("root.verity.algorithm is {name}; expected sha256");
             signed(&format!("{name:?} in the manifest"), &text, move |m| {
-                m.root.verity.algorithm = name.into()
+                m.root.verity.algorithm = name.into();
             })
         })
         .collect();
@@ -115,14 +115,14 @@ pub(crate) fn shorter() -> Vec<Case> {
             wrong(len, whole),
             move || {
                 let change = |m: &mut Manifest| {
-                    m.files.iter_mut().find(|f| f.name == "root.verity").unwrap().size = len as u64
+                    m.files.iter_mut().find(|f| f.name == "root.verity").unwrap().size = len as u64;
                 };
                 cut(len)().with_manifest(change).iso()
             },
         ));
     }
     cases.push(signed("none in the manifest", "files is no root.verity", |m| {
-        m.files.retain(|f| f.name != "root.verity")
+        m.files.retain(|f| f.name != "root.verity");
     }));
     cases
 }
@@ -152,7 +152,7 @@ pub(crate) fn of_another_image() -> Vec<Case> {
             mixed(good, other),
         ),
         signed("its root hash in our manifest", TOP, move |m| {
-            m.root.verity.root_hash = other.manifest.root.verity.root_hash
+            m.root.verity.root_hash = other.manifest.root.verity.root_hash;
         }),
         Case::stopped(
             "its tree and root hash, our root",
