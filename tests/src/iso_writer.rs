@@ -12,17 +12,26 @@ const LITTLE_PATH_TABLE: u32 = 20;
 const BIG_PATH_TABLE: u32 = 21;
 /// Sector of the first file.
 pub const FIRST_FILE: u32 = 22;
-const IS_DIRECTORY: u8 = 2;
+/// Flag of a directory.
+pub const IS_DIRECTORY: u8 = 2;
 
 /// An image whose `/FIRMWARE` holds `files` (name, content), one after the other from [`FIRST_FILE`] on. Names are
 /// written as they are. All records of the directory must fit in one sector: about 40 short names.
 pub fn write(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let named: Vec<(&[u8], &[u8])> =
+        files.iter().map(|(name, content)| (name.as_bytes(), *content)).collect();
+    write_named(&named)
+}
+
+/// The same with names that need not be text.
+pub fn write_named(files: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)]) -> Vec<u8> {
     let mut image = vec![0; FIRST_FILE as usize * SECTOR];
     let mut listing = own_and_parent(DIRECTORY);
     for (name, content) in files {
+        let (name, content) = (name.as_ref(), content.as_ref());
         let at = u32::try_from(image.len() / SECTOR).unwrap_or(u32::MAX);
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        listing.extend(record(name.as_bytes(), at, size, 0));
+        listing.extend(record(name, at, size, 0));
         image.extend_from_slice(content);
         image.resize(image.len().next_multiple_of(SECTOR), 0);
     }
@@ -58,8 +67,8 @@ fn both16(n: u16) -> [u8; 4] {
     bytes
 }
 
-/// A directory record (9.1), dated at the start of 2026.
-fn record(name: &[u8], sector: u32, size: u32, flags: u8) -> Vec<u8> {
+/// A directory record (9.1), dated at the start of 2026: `size` bytes from `sector` on.
+pub fn record(name: &[u8], sector: u32, size: u32, flags: u8) -> Vec<u8> {
     let mut bytes = vec![0, 0];
     bytes.extend(both32(sector));
     bytes.extend(both32(size));
@@ -73,7 +82,7 @@ fn record(name: &[u8], sector: u32, size: u32, flags: u8) -> Vec<u8> {
 }
 
 /// The first two records of a directory at `sector` whose parent is the root.
-fn own_and_parent(sector: u32) -> Vec<u8> {
+pub fn own_and_parent(sector: u32) -> Vec<u8> {
     let mut bytes = record(&[0], sector, 2048, IS_DIRECTORY);
     bytes.extend(record(&[1], ROOT_DIRECTORY, 2048, IS_DIRECTORY));
     bytes

@@ -5,6 +5,7 @@ mod dependencies;
 mod fuzz;
 mod gate;
 mod man;
+mod mutate;
 mod packages;
 mod process;
 mod prove;
@@ -65,6 +66,12 @@ enum Task {
     },
     /// Write the manual pages of spsctl (docs/man) from its command line
     Man,
+    /// Take each check out of the verifier of signatures and show which test notices; takes about half an hour
+    Mutate {
+        /// Only these checks (numbers of docs/signature.md)
+        #[arg(value_name = "CHECK")]
+        checks: Vec<u8>,
+    },
     /// Build slotboot for the initrd: one static file, in `target/sps/static`
     Slotboot,
     /// Judge the systemd units: exposure and correctness
@@ -81,6 +88,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
         Task::Prove { arguments } => prove::run(&arguments).map(|()| true),
         Task::Man => man::write().map(|()| true),
+        Task::Mutate { checks } => mutate::run(&checks),
         Task::Slotboot => slotboot().map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };

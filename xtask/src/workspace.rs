@@ -40,7 +40,13 @@ pub(crate) fn commit() -> Commit {
 
 /// Every Rust source that is, or could be, committed; relative to the root.
 pub(crate) fn rust_sources() -> Result<Vec<PathBuf>> {
-    let listed = git(&["ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.rs"])?;
+    files(&["*.rs"])
+}
+
+/// Every file of these patterns (none: all) that is, or could be, committed; relative to the root.
+pub(crate) fn files(patterns: &[&str]) -> Result<Vec<PathBuf>> {
+    let all = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let listed = git(&[&all, patterns].concat())?;
     let mut files: Vec<PathBuf> =
         listed.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect();
     files.retain(|file| root().join(file).is_file());

@@ -71,7 +71,7 @@ pub fn with_default(old: Option<&[u8]>, value: &str) -> Result<Vec<u8>, LoaderCo
     let kept = old.and_then(|old| text(old).ok()).filter(|text| !text.trim().is_empty());
     let mut new = line;
     // Not `lines`, which takes a carriage return away: the others stay as they are.
-    let others = kept.unwrap_or(SETTINGS).trim_end().split('\n');
+    let others = kept.unwrap_or(SETTINGS).trim_end_matches('\n').split('\n');
     for other in others.filter(|line| default_of(line).is_none()) {
         new.push_str(other);
         new.push('\n');
@@ -149,6 +149,9 @@ mod tests {
     fn carriage_returns_of_other_lines_stay() {
         let once = with_default(Some(b"timeout 3\r\r\nbeep 1\r\n"), "a.efi").unwrap();
         assert!(once.starts_with(b"default a.efi\ntimeout 3\r\r\nbeep 1\n\n"));
+        assert_eq!(with_default(Some(&once), "a.efi").unwrap(), once);
+        // Of what becomes the last line, too.
+        let once = with_default(Some(b"timeout 3\r\ndefault b.efi\n"), "a.efi").unwrap();
         assert_eq!(with_default(Some(&once), "a.efi").unwrap(), once);
     }
 

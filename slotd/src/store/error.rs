@@ -45,6 +45,9 @@ pub(super) enum StoreError {
         "{file} has {found} bytes on the ISO, the manifest says {expected}; the image is damaged or was altered"
     )]
     Size { file: &'static str, found: u64, expected: u64 },
+    /// Larger than what is read before anything is trusted.
+    #[error("{file} has {found} bytes; the limit is {limit}; this is no firmware of this format")]
+    TooLarge { file: &'static str, found: u64, limit: u64 },
     /// A part of a slot does not read back as what was signed.
     #[error("{file} in the slot, byte {at}: SHA-256 is {found}, expected {expected}; the medium is failing")]
     ReadBack { file: &'static str, at: u64, expected: Sha256Hex, found: Sha256Hex },
@@ -66,6 +69,7 @@ impl StoreError {
             | Self::Tree { .. }
             | Self::Content { .. }
             | Self::Size { .. }
+            | Self::TooLarge { .. }
             | Self::Blocks(BlockError::Arrived { .. }) => ErrorKind::MediaCorrupt,
 
             Self::Signature(e) => e.kind(),

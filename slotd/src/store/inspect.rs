@@ -136,7 +136,7 @@ impl Store {
         }
         let keyring = self.keyring.as_ref().map_err(|why| SignatureFound::Refused(why.clone()))?;
         let verified = keyring
-            .verify(&manifest, &signature, trailer.installed_at)
+            .verify_at_rest(&manifest, &signature, trailer.installed_at)
             .map_err(|e| SignatureFound::Refused(super::assembly::describe(&e)))?;
         let layout = Layout::of(&verified, manifest.len() as u64, signature.len() as u64);
         if layout.parts() != trailer.parts || layout.needed() > medium.size() {

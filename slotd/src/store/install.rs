@@ -26,7 +26,7 @@ use crate::domain::layout::{Extent, Layout, Part, padded};
 use crate::domain::manifest::{BLOCK, File, MAX_MANIFEST, Manifest, Sha256Hex};
 use crate::domain::plan;
 use crate::domain::policy::{self, Appliance};
-use crate::domain::signature::{MAX_SIGNATURE, Verified};
+use crate::domain::signature::{MAX_SIGNATURE, SignatureError, Verified};
 use crate::domain::slot_state::Content;
 use crate::domain::state::{Action, Intent};
 use crate::domain::verity::{self, Tree};
@@ -482,9 +482,12 @@ impl Install<'_> {
 /// Reads the first `limit` bytes (or all, when it is shorter) of a part into memory.
 fn read_part(source: &mut Source<'_>, index: &Index, part: Part, limit: u64) -> Result<Vec<u8>, StoreError> {
     let extent = index.get(part).unwrap_or(Extent { offset: source.position(), size: 0 });
-    let whole_only = matches!(part, Part::Manifest | Part::Signature);
-    if whole_only && extent.size > limit {
-        return Err(StoreError::Size { file: part.name(), found: extent.size, expected: limit });
+    match part {
+        Part::Signature if extent.size > limit => return Err(SignatureError::TooLong(extent.size).into()),
+        Part::Manifest if extent.size > limit => {
+            return Err(StoreError::TooLarge { file: part.name(), found: extent.size, limit });
+        }
+        _ => {}
     }
     let mut bytes = vec![0; to_usize(extent.size.min(limit))];
     let mut scratch = vec![0; to_usize(blocks::CHUNK.min(extent.offset.saturating_sub(source.position())))];

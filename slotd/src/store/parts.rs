@@ -154,33 +154,25 @@ pub(super) fn receive_leaf_hashes(
         index += blocks;
     }
     medium.flush()?;
-    prove_leaf_hashes(tree, medium, tree_at).map_err(|(number, expected, found)| StoreError::ReadBack {
-        file: Part::Verity.name(),
-        at: (level.start + number) * BLOCK,
-        expected,
-        found,
-    })
+    prove_leaf_hashes(tree, medium, tree_at)
 }
 
-/// Reads the lowest level of the tree from the slot and proves it; the first bad block, with digests, if not.
-pub(super) fn prove_leaf_hashes(
-    tree: &Tree,
-    medium: &dyn Medium,
-    tree_at: u64,
-) -> Result<(), (u64, Sha256Hex, Sha256Hex)> {
+/// Reads the lowest level of the tree from the slot and proves it; the first bad block, or what the medium said, if not.
+pub(super) fn prove_leaf_hashes(tree: &Tree, medium: &dyn Medium, tree_at: u64) -> Result<(), StoreError> {
     let Some(level) = tree.geometry().levels.first().copied() else { return Ok(()) };
     let mut buffer = Buffer::new(to_usize(PIECE.min(level.blocks * BLOCK)));
     let mut index = 0;
     while index < level.blocks {
         let blocks = (PIECE / BLOCK).min(level.blocks - index);
         let len = to_usize(blocks * BLOCK);
-        let unreadable = (index, Sha256Hex([0; 32]), Sha256Hex([0; 32]));
-        medium
-            .read_at(tree_at + (level.start + index) * BLOCK, &mut buffer[..len])
-            .map_err(|_| unreadable)?;
+        medium.read_at(tree_at + (level.start + index) * BLOCK, &mut buffer[..len])?;
         for (number, block) in (index..).zip(buffer[..len].chunks_exact(BLOCK_LEN)) {
-            tree.prove_leaf_hashes(number, block)
-                .map_err(|e| (number, Sha256Hex(e.expected), Sha256Hex(e.found)))?;
+            tree.prove_leaf_hashes(number, block).map_err(|bad| StoreError::ReadBack {
+                file: Part::Verity.name(),
+                at: (level.start + number) * BLOCK,
+                expected: Sha256Hex(bad.expected),
+                found: Sha256Hex(bad.found),
+            })?;
         }
         index += blocks;
     }

@@ -5,10 +5,10 @@ use cms::revocation::RevocationInfoChoices;
 use cms::signed_data::{DigestAlgorithmIdentifiers, EncapsulatedContentInfo, SignerInfo, SignerInfos};
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5911::{ID_CONTENT_TYPE, ID_MESSAGE_DIGEST, ID_SIGNED_DATA};
-use der::asn1::{Any, OctetString, SetOfVec};
+use der::asn1::{Any, BitString, OctetString, SetOfVec};
 use der::{Decode, Encode, Sequence};
-use x509_cert::Certificate;
 use x509_cert::attr::Attribute;
+use x509_cert::{Certificate, TbsCertificate};
 
 use crate::pki::pki;
 
@@ -32,6 +32,32 @@ pub(crate) fn edit(p7s: &[u8], change: impl FnOnce(&mut SignedData)) -> Vec<u8> 
     change(&mut data);
     let content = Any::encode_from(&data).unwrap();
     ContentInfo { content_type: ID_SIGNED_DATA, content }.to_der().unwrap()
+}
+
+/// The same content under another content type.
+pub(crate) fn as_type(p7s: &[u8], oid: ObjectIdentifier) -> Vec<u8> {
+    let info = ContentInfo::from_der(p7s).unwrap();
+    ContentInfo { content_type: oid, ..info }.to_der().unwrap()
+}
+
+/// A certificate after `change`, signed again by the P-256 key `issuer`; DER.
+pub(crate) fn reissue(name: &str, issuer: &str, change: impl FnOnce(&mut TbsCertificate)) -> Vec<u8> {
+    let mut certificate = Certificate::from_der(&pki().der(name)).unwrap();
+    change(&mut certificate.tbs_certificate);
+    let signature = pki().sign_raw(&certificate.tbs_certificate.to_der().unwrap(), issuer);
+    certificate.signature = BitString::from_bytes(&signature).unwrap();
+    certificate.to_der().unwrap()
+}
+
+/// A message whose signer has this certificate (of the same issuer and serial number) instead of its own.
+pub(crate) fn with_leaf(p7s: &[u8], leaf: &[u8]) -> Vec<u8> {
+    edit(p7s, |data| {
+        let leaf = Certificate::from_der(leaf).unwrap();
+        let all = data.certificates.as_mut().unwrap();
+        all.retain(|old| old.tbs_certificate.serial_number != leaf.tbs_certificate.serial_number);
+        all.push(leaf);
+        all.sort_by_cached_key(|certificate| certificate.to_der().unwrap());
+    })
 }
 
 /// A message whose one signer is changed.

@@ -3,9 +3,13 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests and what they share")]
 
 mod cases;
+mod chains;
 mod craft;
+mod differences;
+mod judge;
 mod keyring;
 mod pki;
+mod table;
 
 use std::sync::OnceLock;
 

@@ -42,7 +42,7 @@ impl Pki {
         std::fs::create_dir_all(&dir).expect("a directory below target");
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs();
         let pki = Self { dir, now: clock + 1800 };
-        for name in ["root", "other", "int", "int2", "signer", "second"] {
+        for name in ["root", "root2", "other", "int", "int2", "signer", "second"] {
             pki.key(name, "EC", "ec_paramgen_curve:P-256");
         }
         pki.key("p384", "EC", "ec_paramgen_curve:P-384");
@@ -52,6 +52,7 @@ impl Pki {
         }
         pki.roots();
         pki.chain();
+        pki.longer_chains();
         pki.crls();
         pki
     }
@@ -108,6 +109,50 @@ impl Pki {
         self.issue("critical", "signer", "int", &format!("{good}1.2.3.4=critical,DER:0500\n"), 0x28, 900);
         self.issue("by-other", "signer", "other", &good, 0x29, 900);
         self.issue("by-root", "signer", "root", &good, 0x2a, 900);
+    }
+
+    /// What hangs below a root with a new key, and what no chain may hold.
+    fn longer_chains(&self) {
+        let ca = format!("{CA}{CA_USAGE}authorityKeyIdentifier=keyid\n");
+        let good = format!("{LEAF}{SIGNS}{CODE}");
+        let issue = |name: &str, key: &str, subject: &str, issuer: &str, extensions: &str, serial: u32| {
+            self.request(name, key, &format!("/O=Test/CN={subject}"));
+            self.sign_request(name, issuer, extensions, serial, 900);
+            // What it issues is signed with its key.
+            let _ = std::fs::copy(self.path(&format!("{key}.key")), self.path(&format!("{name}.key")));
+        };
+        // The root with another key: of the same name, and certified by the old one.
+        self.request("root-new", "root2", "/O=Test/CN=root");
+        self.self_sign("root-new", "root2", &format!("{CA}{CA_USAGE}"), 3650);
+        std::fs::copy(self.path("root2.key"), self.path("root-new.key")).expect("a copy");
+        issue("root-cross", "root2", "root", "root", &ca, 0x40);
+        issue("int-new", "int2", "int-new", "root-new", &ca, 0x41);
+        issue("by-new", "signer", "signer", "int-new", &good, 0x42);
+        // An intermediate below an intermediate that allows none.
+        issue("int-last", "int", "int-last", "root", &ca.replace("CA:TRUE", "CA:TRUE,pathlen:0"), 0x43);
+        issue("int-below", "int2", "int-below", "int-last", &ca, 0x44);
+        issue("by-below", "signer", "signer", "int-below", &good, 0x45);
+        // Names: one that the signer keeps to, and one that it does not.
+        let names = |list: &str| format!("{ca}nameConstraints=critical,{list}\n");
+        issue("int-names", "int", "int", "root", &names("permitted;DNS:a.example"), 0x46);
+        // The empty distinguished name is excluded: all names are below it.
+        let der = "3008a1063004a4023000";
+        issue(
+            "int-excludes",
+            "int",
+            "int",
+            "root",
+            &format!("{ca}nameConstraints=critical,DER:{der}\n"),
+            0x47,
+        );
+        let text = self.concatenated(&["int-new.pem", "root-cross.pem"]);
+        std::fs::write(self.path("cross-chain.pem"), text).expect("a file");
+        let text = self.concatenated(&["int-below.pem", "int-last.pem"]);
+        std::fs::write(self.path("below-chain.pem"), text).expect("a file");
+    }
+
+    fn concatenated(&self, names: &[&str]) -> Vec<u8> {
+        names.iter().flat_map(|name| self.file(name).1).collect()
     }
 
     fn crls(&self) {
@@ -198,8 +243,12 @@ impl Pki {
     }
 
     fn root(&self, name: &str, key: &str, extensions: &str, days: u32) {
-        let path = |suffix: &str| self.path(&format!("{name}.{suffix}"));
         self.request(name, key, &format!("/O=Test/CN={key}"));
+        self.self_sign(name, key, extensions, days);
+    }
+
+    fn self_sign(&self, name: &str, key: &str, extensions: &str, days: u32) {
+        let path = |suffix: &str| self.path(&format!("{name}.{suffix}"));
         std::fs::write(path("ext"), extensions).expect("a file");
         run(Command::new("openssl")
             .args(["x509", "-req", "-sha256", "-days", &days.to_string(), "-set_serial", "77", "-in"])

@@ -290,14 +290,6 @@ pub enum KeyringError {
         /// What it must say.
         expected: &'static str,
     },
-    /// Every root is out of date.
-    #[error("keyring: no root is valid at {now}: {roots}; set the clock, or install a newer root")]
-    OutOfDate {
-        /// The time of the check.
-        now: String,
-        /// The roots and their periods.
-        roots: String,
-    },
     /// Two current CRLs of one issuer: the path validation would consult only one of them.
     #[error(
         "keyring files {first} and {second} are both current CRLs of {issuer:?}; remove the older, {second}"

@@ -21,9 +21,8 @@ const MAX_CRL: usize = 16 << 20;
 /// Roots and CRLs that a signature is verified against.
 pub struct Keyring {
     pub(super) roots: Vec<Root>,
-    /// Current and expired ones, newest first: webpki consults the first of an issuer.
+    /// All, newest first: webpki consults the first of an issuer.
     crls: Vec<Crl>,
-    configured: bool,
     warnings: Vec<String>,
 }
 
@@ -70,9 +69,9 @@ impl Keyring {
     /// The keyring of these files: pairs of file name (for messages) and content, one certificate or CRL each, in
     /// PEM or DER. `now` is Unix seconds, floored as for [`Keyring::verify`].
     ///
-    /// Refused are: no root, an unreadable file, a root twice, a certificate that is no root, roots that are all
-    /// out of date, two current CRLs of one issuer. A root that is out of date beside a good one, and a CRL
-    /// from the future, are left out with a warning.
+    /// Refused are: no root, an unreadable file, a root twice, a certificate that is no root, two current CRLs of one
+    /// issuer. What is out of date now is told as a warning and kept: it is judged again whenever something is
+    /// verified, so a keyring that was loaded while the clock was wrong is right as soon as the clock is.
     pub fn parse(
         roots: &[(String, Vec<u8>)],
         crls: &[(String, Vec<u8>)],
@@ -88,7 +87,6 @@ impl Keyring {
         Ok(Self {
             roots: parse_roots(roots, now, &mut warnings)?,
             crls: parse_crls(crls, now, &mut warnings)?,
-            configured: !crls.is_empty(),
             warnings,
         })
     }
@@ -101,12 +99,12 @@ impl Keyring {
     /// Whether a CRL is configured. Without one revocation is not checked; with one, a certificate whose
     /// revocation state is unknown is refused.
     pub fn checks_revocation(&self) -> bool {
-        self.configured
+        !self.crls.is_empty()
     }
 
     /// The CRLs, if revocation is checked.
     pub(super) fn crls(&self) -> Option<&[Crl]> {
-        self.configured.then_some(self.crls.as_slice())
+        self.checks_revocation().then_some(self.crls.as_slice())
     }
 }
 
@@ -132,25 +130,20 @@ fn parse_roots(
         }
         roots.push(root);
     }
-    let (valid, stale): (Vec<Root>, Vec<Root>) = roots.into_iter().partition(|root| root.is_valid_at(now));
-    let stale: Vec<&Root> = stale.iter().collect();
-    if valid.is_empty() {
-        return Err(KeyringError::OutOfDate { now: utc(now), roots: path::describe(&stale) });
-    }
-    for root in stale {
-        let shown = path::describe(&[root]);
-        warnings.push(format!(
-            "root {shown} is not valid at {} and is not used; set the clock, or remove it",
-            utc(now)
-        ));
-    }
-    for root in &valid {
+    for root in &roots {
+        if !root.is_valid_at(now) {
+            let shown = path::describe(&[root]);
+            warnings.push(format!(
+                "root {shown} is not valid at {} and does not count; set the clock, or remove it",
+                utc(now)
+            ));
+        }
         let key = &root.certificate.tbs_certificate.subject_public_key_info;
         if let Ok(Some(bits)) = algorithms::check_key(key) {
             warnings.push(format!("root {}: RSA key of {bits} bits; 3072 are recommended", root.file));
         }
     }
-    Ok(valid)
+    Ok(roots)
 }
 
 fn parse_root(file: &str, bytes: &[u8]) -> Result<Root, KeyringError> {
@@ -203,16 +196,16 @@ fn parse_crls(
         let crl = parse_crl(file, bytes)?;
         let (issuer, from, until) = (&crl.shown, utc(crl.this_update), utc(crl.next_update));
         if crl.this_update > now {
-            warnings.push(format!("CRL {file} of {issuer} is from the future ({from}) and is not used"));
-            continue;
-        }
-        if crl.next_update <= now {
+            warnings
+                .push(format!("CRL {file} of {issuer} is from the future ({from}) and does not count yet"));
+        } else if crl.next_update <= now {
             warnings.push(format!("CRL {file} of {issuer} expired at {until}; install the next one"));
         }
         crls.push(crl);
     }
     crls.sort_by_key(|crl| std::cmp::Reverse(crl.this_update));
-    let current: Vec<&Crl> = crls.iter().filter(|crl| crl.next_update > now).collect();
+    let current: Vec<&Crl> =
+        crls.iter().filter(|crl| (crl.this_update..crl.next_update).contains(&now)).collect();
     for (i, crl) in current.iter().enumerate() {
         if let Some(newer) = current.iter().take(i).find(|newer| newer.issuer == crl.issuer) {
             return Err(KeyringError::TwoCrls {

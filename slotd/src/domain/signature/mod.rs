@@ -24,6 +24,7 @@ pub use error::{KeyringError, SignatureError};
 pub use keyring::Keyring;
 
 use super::manifest::Manifest;
+use path::Judged;
 
 /// Largest signature file that is read, in bytes.
 pub const MAX_SIGNATURE: u64 = 64 << 10;
@@ -86,13 +87,40 @@ impl Keyring {
         p7s: &[u8],
         now: u64,
     ) -> Result<Verified<Manifest>, SignatureError> {
-        let signer = self.verify_bytes(manifest, p7s, now)?;
+        self.verify_judged(manifest, p7s, now, Judged::Now)
+    }
+
+    /// The same for what was verified before, at `then` (Unix seconds), and lies in a slot since: dates of certificates
+    /// are judged as of then, revocation by the newest CRLs whatever their dates (`docs/decisions/0005`).
+    pub fn verify_at_rest(
+        &self,
+        manifest: &[u8],
+        p7s: &[u8],
+        then: u64,
+    ) -> Result<Verified<Manifest>, SignatureError> {
+        self.verify_judged(manifest, p7s, then, Judged::AtRest)
+    }
+
+    fn verify_judged(
+        &self,
+        manifest: &[u8],
+        p7s: &[u8],
+        now: u64,
+        judged: Judged,
+    ) -> Result<Verified<Manifest>, SignatureError> {
+        let signer = self.verify_bytes(manifest, p7s, now, judged)?;
         // Point 12: not a byte of the manifest is parsed before this line.
         let value = Manifest::parse(manifest)?;
         Ok(Verified { value, manifest_sha256: Sha256::digest(manifest).into(), signer })
     }
 
-    fn verify_bytes(&self, manifest: &[u8], p7s: &[u8], now: u64) -> Result<Signer, SignatureError> {
+    fn verify_bytes(
+        &self,
+        manifest: &[u8],
+        p7s: &[u8],
+        now: u64,
+        judged: Judged,
+    ) -> Result<Signer, SignatureError> {
         let message = cms::parse(p7s, manifest)?;
         let subject = name(&message.leaf.tbs_certificate.subject);
         let leaf_der = path::encode(&message.leaf).map_err(|source| SignatureError::NotCms { source })?;
@@ -108,7 +136,7 @@ impl Keyring {
         path::check_leaf(&message.leaf)?;
         let bag: Vec<CertificateDer<'_>> =
             message.certificates.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-        path::verify(&leaf, &message.leaf, &bag, &self.roots, self.crls(), now)?;
+        path::verify(&leaf, &message.leaf, &bag, &self.roots, self.crls(), now, judged)?;
         let warnings =
             weak.map(|bits| format!("signer {subject}: RSA key of {bits} bits; 3072 are recommended"));
         Ok(Signer {

@@ -118,6 +118,15 @@ pub(super) fn names_issuer(certificate: &Certificate, issuer: &Certificate) -> b
     same_key && same_serial && same_name
 }
 
+/// Which CRLs count, and whether one that has expired still does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// At present: none from the future, none that has expired.
+    Now,
+    /// At an earlier time, long after it: whatever has been revoked since is revoked.
+    AtRest,
+}
+
 /// Verifies the chain of `leaf` to one of `roots`, at `now`. `crls` is `None` where no revocation is configured.
 pub(super) fn verify(
     leaf: &EndEntityCert<'_>,
@@ -126,6 +135,7 @@ pub(super) fn verify(
     roots: &[Root],
     crls: Option<&[Crl]>,
     now: u64,
+    judged: Judged,
 ) -> Result<(), SignatureError> {
     let roots: Vec<&Root> = roots.iter().collect();
     let valid: Vec<&Root> = roots.iter().copied().filter(|root| root.is_valid_at(now)).collect();
@@ -133,8 +143,8 @@ pub(super) fn verify(
         return Err(SignatureError::Root { now: utc(now), roots: describe(&roots) });
     }
     let anchors: Vec<TrustAnchor<'_>> = valid.iter().map(|root| root.anchor.clone()).collect();
-    let usable: Option<Vec<&Crl>> =
-        crls.map(|list| list.iter().filter(|crl| crl.this_update <= now).collect());
+    let counts = |crl: &&Crl| judged == Judged::AtRest || crl.this_update <= now;
+    let usable: Option<Vec<&Crl>> = crls.map(|list| list.iter().filter(counts).collect());
     let lists: Vec<&CertRevocationList<'_>> = usable.iter().flatten().map(|crl| &crl.list).collect();
     let refusal = RefCell::new(None);
     let check = |path: &VerifiedPath<'_>| {
@@ -150,7 +160,7 @@ pub(super) fn verify(
         bag,
         UnixTime::since_unix_epoch(std::time::Duration::from_secs(now)),
         Purpose::required_if_present(ID_KP_CODE_SIGNING.as_bytes()),
-        revocation(certificate, usable.is_some(), &lists)?,
+        revocation(certificate, usable.is_some(), &lists, judged)?,
         Some(&check),
     );
     match (result, refusal.take()) {
@@ -160,12 +170,13 @@ pub(super) fn verify(
     }
 }
 
-/// Point 8: whole chain, unknown is denied, an expired CRL is an error. A keyring with CRLs of which none is
+/// Point 8: whole chain, unknown is denied, an expired CRL is an error at present. A keyring with CRLs of which none is
 /// usable denies everything.
 fn revocation<'a>(
     leaf: &Certificate,
     configured: bool,
     lists: &'a [&'a CertRevocationList<'a>],
+    judged: Judged,
 ) -> Result<Option<RevocationOptions<'a>>, SignatureError> {
     if !configured {
         return Ok(None);
@@ -180,7 +191,10 @@ fn revocation<'a>(
         builder
             .with_depth(RevocationCheckDepth::Chain)
             .with_status_policy(UnknownStatusPolicy::Deny)
-            .with_expiration_policy(ExpirationPolicy::Enforce)
+            .with_expiration_policy(match judged {
+                Judged::Now => ExpirationPolicy::Enforce,
+                Judged::AtRest => ExpirationPolicy::Ignore,
+            })
             .build(),
     ))
 }
