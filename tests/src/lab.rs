@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use slotd::device::esp::{DirectoryEsp, Esp};
 use slotd::device::medium::{FileMedium, Medium};
-use slotd::store::{Assembly, Environment, Failure, InstallReport, InstallRequest, Progress, Store};
+use slotd::store::{Assembly, Environment, Failure, InstallReport, InstallRequest, Progress, Store, Trust};
 use sps_base::slot::SlotId;
 
 /// Media of an appliance as files.
@@ -62,7 +62,7 @@ impl Lab {
             product: "sps".into(),
             hardware: "test".into(),
             stall: Duration::from_secs(10),
-            keyring: Ok(keyring),
+            keyring: Ok(Trust::Files(keyring.0, keyring.1)),
             slots,
             esp: Ok(Arc::new(DirectoryEsp::open(&self.root.join("esp"))?) as Arc<dyn Esp>),
             state: Ok(medium(&self.root.join("state.img"))?),

@@ -112,7 +112,9 @@ fn cuts_in_a_row_are_replayed() {
 fn an_origin_builds_the_same_media_again() {
     let Scenario { start, log, .. } = scenario("delete");
     let (mut now, whole) = (start.clone(), rebuild(&start, &log, &Origin::at(log.len())));
-    log.iter().for_each(|event| now.apply(event));
+    for event in &log {
+        now.apply(event);
+    }
     assert!(now == whole && now != start);
     let lied = Origin { lied: Some(1), ..Origin::at(2) };
     assert!(rebuild(&start, &log, &lied) == rebuild(&start, &log, &Origin::at(1)));

@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn carriage_returns_of_other_lines_stay() {
         let once = with_default(Some(b"timeout 3\r\r\nbeep 1\r\n"), "a.efi").unwrap();
-        assert!(once.starts_with(b"default a.efi\ntimeout 3\r\r\nbeep 1\n\n"));
+        assert!(once.starts_with(b"default a.efi\ntimeout 3\r\r\nbeep 1\r\n\n"));
         assert_eq!(with_default(Some(&once), "a.efi").unwrap(), once);
         // Of what becomes the last line, too.
         let once = with_default(Some(b"timeout 3\r\ndefault b.efi\n"), "a.efi").unwrap();

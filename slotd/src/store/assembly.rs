@@ -41,7 +41,16 @@ pub struct Environment {
 pub type SlotMedium = (SlotId, String, Result<Arc<dyn Medium>, String>);
 
 /// Files of a keyring: name and content.
-type Files = Vec<(String, Vec<u8>)>;
+pub type Files = Vec<(String, Vec<u8>)>;
+
+/// What is trusted.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// Root certificates and CRLs.
+    Files(Files, Files),
+    /// A keyring that several stores share, with what it has verified.
+    Keyring(Arc<Keyring>),
+}
 
 /// Everything a store works with. [`Store::open`] makes one from the configuration; tests and benchmarks put
 /// recorders and simulators in.
@@ -53,8 +62,8 @@ pub struct Assembly {
     pub hardware: String,
     /// A stream that is silent for this long is given up.
     pub stall: Duration,
-    /// Root certificates and CRLs, or why there are none.
-    pub keyring: Result<(Files, Files), String>,
+    /// What is trusted, or why nothing is.
+    pub keyring: Result<Trust, String>,
     /// Slots, ascending.
     pub slots: Vec<SlotMedium>,
     /// The ESP.
@@ -147,9 +156,13 @@ impl Store {
     fn put_together(parts: Assembly) -> Self {
         let state = StateStore::open(parts.state);
         let now = (parts.environment.now)().max(state.get().state.time_floor);
-        let keyring = parts
-            .keyring
-            .and_then(|(roots, crls)| Keyring::parse(&roots, &crls, now).map_err(|e| describe(&e)));
+        let keyring = match parts.keyring {
+            Ok(Trust::Files(roots, crls)) => {
+                Keyring::parse(&roots, &crls, now).map(Arc::new).map_err(|e| describe(&e))
+            }
+            Ok(Trust::Keyring(keyring)) => Ok(keyring),
+            Err(why) => Err(why),
+        };
         let slots: Vec<Slot> =
             parts.slots.into_iter().map(|(id, label, medium)| Slot { id, label, medium }).collect();
         let recycle_fallback = parts.recycle_fallback.unwrap_or(slots.len() == 2);
@@ -205,7 +218,7 @@ pub(super) fn describe(error: &dyn std::error::Error) -> String {
 }
 
 /// The files of a keyring directory: `*.pem`, `*.crt` and `*.der` are roots, `*.crl` revocation lists.
-fn read_keyring(directory: &Path) -> Result<(Files, Files), String> {
+fn read_keyring(directory: &Path) -> Result<Trust, String> {
     let fail = |path: &Path, e: &dyn std::fmt::Display| format!("keyring {}: {e}", path.display());
     let (mut roots, mut crls) = (Vec::new(), Vec::new());
     let mut paths: Vec<_> = fs::read_dir(directory)
@@ -228,5 +241,5 @@ fn read_keyring(directory: &Path) -> Result<(Files, Files), String> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         list.push((name, fs::read(&path).map_err(|e| fail(&path, &e))?));
     }
-    Ok((roots, crls))
+    Ok(Trust::Files(roots, crls))
 }

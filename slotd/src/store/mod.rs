@@ -34,7 +34,7 @@ use sps_base::journal;
 use sps_base::slot::SlotId;
 use tracing::info;
 
-pub use assembly::{Assembly, Environment, SlotMedium};
+pub use assembly::{Assembly, Environment, Files, SlotMedium, Trust};
 pub use reserve::Reservation;
 pub use selection::Start;
 pub use surroundings::{Configuration, Host, Nowhere, Programs, Root, Surroundings};
@@ -70,7 +70,7 @@ pub struct Store {
     now: fn() -> u64,
     /// Root hash on the kernel's command line.
     booted_hash: Option<String>,
-    keyring: Result<Keyring, String>,
+    keyring: Result<Arc<Keyring>, String>,
     slots: Vec<Slot>,
     esp: Result<Arc<dyn Esp>, String>,
     state: StateStore,

@@ -11,7 +11,6 @@ use super::{Slot, Store};
 use crate::device::probe::Readback;
 use crate::domain::machine::Machine;
 use crate::domain::manifest::parse_utc;
-use crate::domain::signature::Keyring;
 use crate::domain::slot_state::Content;
 use crate::domain::state::{CheckKind, State};
 
@@ -61,7 +60,7 @@ impl Store {
             security_epoch: self.epoch_floor(),
             empty_slots: u32::try_from(slots.iter().filter(free).count()).unwrap_or(0),
             readback: readback.unwrap_or(Readback::Impossible).as_str(),
-            revocation: if self.keyring.as_ref().is_ok_and(Keyring::checks_revocation) {
+            revocation: if self.keyring.as_ref().is_ok_and(|keyring| keyring.checks_revocation()) {
                 "checked"
             } else {
                 "none"

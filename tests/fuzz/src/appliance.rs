@@ -11,7 +11,7 @@ use std::thread;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use slotd::domain::envblk;
 use slotd::domain::manifest::Manifest;
-use slotd::store::{InstallReport, InstallRequest, Progress, SlotView, SlotWord, Store};
+use slotd::store::{InstallReport, InstallRequest, Progress, SlotView, SlotWord, Store, Trust};
 use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
 use system_tests::crash::appliance::{assembly, full_check, target};
@@ -35,7 +35,7 @@ pub static NEW: LazyLock<Vec<u8>> = LazyLock::new(|| fixtures::read("new.iso"));
 /// Slot 1 runs, slot 2 is empty.
 pub static EMPTY: LazyLock<Media> = LazyLock::new(|| {
     let recorder = Recorder::new(Media::new(2, SLOT));
-    let new = Store::assemble(assembly(&fixtures::KEYRING_FILES, &recorder, 2, ""));
+    let new = Store::assemble(assembly(trust(), &recorder, 2, ""));
     let request = InstallRequest { slot: SlotId::new(1), ..InstallRequest::default() };
     let done = new.reset_state("made by the fuzz target");
     let done = done.and_then(|()| install(&new, file(&RUNNING), &request, &Progress::default()));
@@ -69,9 +69,14 @@ fn cmdline() -> &'static str {
     &TEXT
 }
 
+/// What every start trusts.
+fn trust() -> Trust {
+    Trust::Keyring(Arc::clone(&fixtures::KEYRING))
+}
+
 /// What slotd makes of these media when it starts.
 pub fn store(recorder: &Recorder) -> Store {
-    let mut parts = assembly(&fixtures::KEYRING_FILES, recorder, 2, cmdline());
+    let mut parts = assembly(trust(), recorder, 2, cmdline());
     parts.loader = Some(Ok(recorder.loader()));
     Store::assemble(parts)
 }
@@ -83,7 +88,7 @@ pub fn sick_store(
     state: Option<Plan>,
     progress: &Arc<Progress>,
 ) -> Store {
-    let mut parts = assembly(&fixtures::KEYRING_FILES, recorder, 2, cmdline());
+    let mut parts = assembly(trust(), recorder, 2, cmdline());
     parts.loader = Some(Ok(recorder.loader()));
     let sick = |device: Device, plan: Plan| Sick::new(recorder.medium(device), plan, Arc::clone(progress));
     if let (Some(plan), Some(place)) = (slot, parts.slots.get_mut(1)) {

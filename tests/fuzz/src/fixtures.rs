@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use slotd::domain::manifest::Manifest;
 use slotd::domain::signature::Keyring;
@@ -36,7 +36,7 @@ pub static KEYRING_FILES: LazyLock<KeyringFiles> = LazyLock::new(|| {
 });
 
 /// The keyring of these files.
-pub static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
+pub static KEYRING: LazyLock<Arc<Keyring>> = LazyLock::new(|| {
     let (roots, crls) = &*KEYRING_FILES;
-    Keyring::parse(roots, crls, NOW).unwrap_or_else(|e| panic!("the keyring is refused: {e}"))
+    Arc::new(Keyring::parse(roots, crls, NOW).unwrap_or_else(|e| panic!("the keyring is refused: {e}")))
 });

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use slotd::domain::iso::{self, Head};
 use slotd::domain::layout::Part;
-use slotd::store::{Assembly, Environment, Failure, InstallRequest, Progress, Store, VerifyMode};
+use slotd::domain::signature::Keyring;
+use slotd::store::{Assembly, Environment, Failure, InstallRequest, Progress, Store, Trust, VerifyMode};
 use sps_base::slot::SlotId;
 use sps_images::Pki;
 
@@ -33,7 +34,7 @@ pub type KeyringFiles = (Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>)>);
 /// An appliance that runs a firmware from slot 1.
 #[derive(Debug)]
 pub struct Appliance {
-    keyring: KeyringFiles,
+    trust: Trust,
     /// What it runs.
     pub running: Synthetic,
     /// What is installed first.
@@ -65,13 +66,13 @@ impl Appliance {
     /// The same, with boot images of so many bytes.
     pub fn with_boot_image(work: &Path, boot_len: usize) -> anyhow::Result<Self> {
         let pki = Pki::open_or_create(work.join("pki"), "crash")?;
-        let keyring = read_keyring(&pki)?;
+        let trust = shared_trust(&pki)?;
         let firmware = |version| {
             let shape = Shape { version, root_len: ROOT_SIZE, boot_len, recovery_len: 9001, epoch: 1 };
             Synthetic::shaped(&shape, &pki, work)
         };
         let mut appliance = Self {
-            keyring,
+            trust,
             running: firmware("8.0.1")?,
             old: firmware("8.0.2")?,
             new: firmware("8.0.3")?,
@@ -92,7 +93,7 @@ impl Appliance {
     }
 
     fn store_on(&self, recorder: &Recorder, cmdline: &str) -> Store {
-        Store::assemble(assembly(&self.keyring, recorder, 2, cmdline))
+        Store::assemble(assembly(self.trust.clone(), recorder, 2, cmdline))
     }
 
     /// Carries out `operation` on these media.
@@ -202,6 +203,13 @@ fn image(firmware: &Synthetic) -> anyhow::Result<(Vec<u8>, usize)> {
     Ok((image, usize::try_from(root.offset)?))
 }
 
+/// A PKI's keyring, shared by every start of a crash checker: two thirds of a state's time would go into the signatures
+/// of the same few images.
+pub fn shared_trust(pki: &Pki) -> anyhow::Result<Trust> {
+    let (roots, crls) = read_keyring(pki)?;
+    Ok(Trust::Keyring(Arc::new(Keyring::parse(&roots, &crls, now())?)))
+}
+
 /// The files of a PKI's keyring.
 pub fn read_keyring(pki: &Pki) -> anyhow::Result<KeyringFiles> {
     let mut keyring = (Vec::new(), Vec::new());
@@ -214,7 +222,7 @@ pub fn read_keyring(pki: &Pki) -> anyhow::Result<KeyringFiles> {
 }
 
 /// What a store on these media, with slots from 1 to `slots`, is made of. It has no boot loader.
-pub fn assembly(keyring: &KeyringFiles, recorder: &Recorder, slots: usize, cmdline: &str) -> Assembly {
+pub fn assembly(trust: Trust, recorder: &Recorder, slots: usize, cmdline: &str) -> Assembly {
     let slot = |number: usize| {
         let id = u32::try_from(number).ok().and_then(SlotId::new).unwrap_or(SlotId::RECOVERY);
         (id, format!("slot {number}"), Ok(recorder.medium(Device::Slot(number))))
@@ -223,7 +231,7 @@ pub fn assembly(keyring: &KeyringFiles, recorder: &Recorder, slots: usize, cmdli
         product: "sps".into(),
         hardware: "test".into(),
         stall: Duration::from_secs(10),
-        keyring: Ok(keyring.clone()),
+        keyring: Ok(trust),
         slots: (1..=slots).map(slot).collect(),
         esp: Ok(recorder.esp()),
         state: Ok(recorder.medium(Device::State)),

@@ -11,7 +11,9 @@ use std::thread;
 use sha2::{Digest as _, Sha256};
 use slotd::domain::manifest::{MANIFEST_NAME, Sha256Hex};
 use slotd::domain::trailer::{self, Found};
-use slotd::store::{Assembly, Failure, InstallReport, InstallRequest, Progress, SlotWord, Store, VerifyMode};
+use slotd::store::{
+    Assembly, Failure, InstallReport, InstallRequest, Progress, SlotWord, Store, Trust, VerifyMode,
+};
 use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
 use system_tests::crash::appliance::{assembly, read_keyring};
@@ -286,7 +288,8 @@ pub(crate) fn cmdline() -> String {
 /// What a store on these media is made of.
 pub(crate) fn parts(recorder: &Recorder, cmdline: &str) -> Assembly {
     let slots = recorder.media().slots.len();
-    let mut all = assembly(&read_keyring(stage().pki()).unwrap(), recorder, slots, cmdline);
+    let (roots, crls) = read_keyring(stage().pki()).unwrap();
+    let mut all = assembly(Trust::Files(roots, crls), recorder, slots, cmdline);
     all.environment.now = || NOW;
     all
 }

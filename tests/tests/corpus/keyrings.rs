@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use slotd::store::{InstallRequest, SlotWord, Store};
+use slotd::store::{InstallRequest, SlotWord, Store, Trust};
 use sps_base::error::ErrorKind;
 use sps_images::Pki;
 use system_tests::crash::appliance::{KeyringFiles, read_keyring};
@@ -18,7 +18,7 @@ fn restarted(keyring: Result<KeyringFiles, String>, now: fn() -> u64) -> Bench {
     let filled = Bench::new();
     install(&filled.store, memory(&stage().iso), &InstallRequest::default()).unwrap();
     Bench::on(filled.recorder.media(), |all, _| {
-        all.keyring = keyring;
+        all.keyring = keyring.map(|(roots, crls)| Trust::Files(roots, crls));
         all.environment.now = now;
     })
 }
@@ -159,7 +159,7 @@ fn a_firmware_that_adds_a_root_and_one_that_drops_it() {
     // The firmware that drops the old root runs from slot 2: what the old root signed is no way back.
     let hash = under_new.manifest.root.verity.root_hash;
     let bench = Bench::on(bench.recorder.media(), |all, _| {
-        all.keyring = Ok(new);
+        all.keyring = Ok(Trust::Files(new.0, new.1));
         all.environment.cmdline = format!("quiet roothash={hash} ro");
     });
     assert_eq!(words(&bench.store), [SlotWord::Bad, SlotWord::Verified]);

@@ -1,6 +1,8 @@
 //! The keyring: trusted roots and CRLs, from the running firmware (points 8 and 9).
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use der::{Decode, Encode};
 use rustls_pki_types::pem::PemObject;
@@ -9,7 +11,8 @@ use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
 use x509_cert::Certificate;
 use x509_cert::crl::CertificateList;
 
-use super::{KeyringError, algorithms, name, name_content, path, unix, utc};
+use super::{KeyringError, Verified, algorithms, name, name_content, path, unix, utc};
+use crate::domain::manifest::Manifest;
 
 /// Most roots, and most CRLs.
 const MAX_FILES: usize = 64;
@@ -24,6 +27,33 @@ pub struct Keyring {
     /// All, newest first: webpki consults the first of an issuer.
     crls: Vec<Crl>,
     warnings: Vec<String>,
+    pub(super) remembered: Remembered,
+}
+
+/// What was verified at rest and held: the same bytes at the same time hold again, and a start looks at each slot three
+/// times. Key: SHA-256 of the manifest, of the signature, and the time.
+#[derive(Default)]
+pub(super) struct Remembered(Mutex<VecDeque<(Key, Verified<Manifest>)>>);
+
+/// See [`Remembered`].
+pub(super) type Key = ([u8; 32], [u8; 32], u64);
+
+/// Most that is remembered: two for each slot.
+const REMEMBERED: usize = 20;
+
+impl Remembered {
+    pub(super) fn get(&self, key: &Key) -> Option<Verified<Manifest>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|(known, _)| known == key).map(|(_, verified)| verified.clone())
+    }
+
+    pub(super) fn put(&self, key: Key, verified: Verified<Manifest>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= REMEMBERED {
+            all.pop_front();
+        }
+        all.push_back((key, verified));
+    }
 }
 
 /// A trusted root.
@@ -88,6 +118,7 @@ impl Keyring {
             roots: parse_roots(roots, now, &mut warnings)?,
             crls: parse_crls(crls, now, &mut warnings)?,
             warnings,
+            remembered: Remembered::default(),
         })
     }
 

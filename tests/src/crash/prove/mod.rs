@@ -33,6 +33,7 @@ const MISHAPS: usize = 16;
 
 /// What to prove.
 #[derive(Clone, Debug, Arguments)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 pub struct Args {
     /// Print JSON instead of a table
     #[arg(long)]

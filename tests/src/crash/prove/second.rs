@@ -11,6 +11,11 @@ use super::super::states::Bounds;
 use super::table::{FaultRow, Row, Table};
 use super::{Args, LEAST};
 
+/// Distinct states of each scenario, where nothing else is asked for.
+const REACH: usize = 1300;
+/// States that are drawn from the seed after each event.
+const DRAWN: usize = 12;
+
 /// What a scenario is called under a loader.
 fn named(loader: Loader, name: &str) -> String {
     match loader {
@@ -40,8 +45,8 @@ pub(super) fn names() -> anyhow::Result<Vec<String>> {
 
 /// How closely to look at one scenario.
 fn sample(args: &Args) -> Sample {
-    let bounds = Bounds { drawn: 12, ..Bounds::ci() }.seeded(args.seed);
-    Sample::thorough(bounds, args.wanted().map_or(2 * LEAST, |wanted| wanted / 100))
+    let bounds = Bounds { drawn: DRAWN, ..Bounds::ci() }.seeded(args.seed);
+    Sample::thorough(bounds, args.wanted().map_or(REACH, |wanted| wanted / 100))
 }
 
 /// Checks those that `args` name, and the faults where all are run.
@@ -54,7 +59,15 @@ pub(super) fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
             }
             let scenario = make(&ground).with_context(|| format!("cannot record {name}"))?;
             let begin = Instant::now();
-            let report = scenario.check(&sample(args));
+            let mut sample = sample(args);
+            let (mut report, mut exhausted) = (scenario.check(&sample), false);
+            if report.distinct < LEAST {
+                // Few writes: more of what each can leave.
+                sample.bounds.drawn *= 32;
+                let before = report.distinct;
+                report = scenario.check(&sample);
+                exhausted = report.distinct == before;
+            }
             table.add(Row {
                 name: full,
                 events: report.events,
@@ -63,6 +76,7 @@ pub(super) fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
                 third: report.third.0,
                 borders: report.borders,
                 seen_borders: report.seen_borders,
+                exhausted,
                 seconds: begin.elapsed().as_secs_f64(),
                 violations: report.violations,
                 ..Row::default()

@@ -7,12 +7,12 @@ use anyhow::{Context as _, bail};
 use slotd::domain::boot::Entry;
 use slotd::domain::manifest::Sha256Hex;
 use slotd::domain::state::{Refused, State};
-use slotd::store::{Assembly, InstallRequest, Progress, Store};
+use slotd::store::{Assembly, InstallRequest, Progress, Store, Trust};
 use sps_base::durable::{self, Record};
 use sps_base::slot::SlotId;
 use sps_images::Pki;
 
-use super::super::appliance::{KeyringFiles, assembly, install, read_keyring};
+use super::super::appliance::{assembly, install, shared_trust};
 use super::super::law::read_state;
 use crate::recorder::{Device, Event, Media, Recorder};
 use crate::synthetic::{Shape, Synthetic};
@@ -26,7 +26,7 @@ pub const UNKNOWN: &str = "of_a_newer_version";
 /// Firmware N is in slot N; the higher the number, the newer it is.
 #[derive(Debug)]
 pub struct Ground {
-    keyring: KeyringFiles,
+    trust: Trust,
     /// Firmware 1, 2, 3.
     pub firmware: Vec<Synthetic>,
     /// Their manifests.
@@ -61,7 +61,7 @@ impl Ground {
         };
         let versions = [("8.0.1", 1), ("8.0.2", 2), ("8.0.3", 3)];
         let mut ground = Self {
-            keyring: read_keyring(&pki)?,
+            trust: shared_trust(&pki)?,
             firmware: versions.into_iter().map(firmware).collect::<Result<_, _>>()?,
             manifests: Vec::new(),
             two: blank(2, loader),
@@ -96,7 +96,7 @@ impl Ground {
         let firmware = slot.and_then(|slot| self.firmware.get(slot.checked_sub(1)?));
         let cmdline = firmware.map(|firmware| format!("quiet roothash={} ro", firmware.root_hash()));
         let slots = recorder.media().slots.len();
-        let parts = assembly(&self.keyring, recorder, slots, &cmdline.unwrap_or_default());
+        let parts = assembly(self.trust.clone(), recorder, slots, &cmdline.unwrap_or_default());
         Assembly { loader: Some(Ok(recorder.loader())), ..parts }
     }
 

@@ -33,6 +33,13 @@ impl Power<'_> {
         let of_default = |pending: &Pending| {
             known.confirmed.as_ref().is_some_and(|confirmed| confirmed.slot == pending.slot)
         };
+        if self.lost.loader {
+            // What a loader without settings started by chance was counted, and not tried.
+            let confirmed = known.confirmed.as_ref().map(|confirmed| confirmed.slot);
+            let mut untried = known.clone();
+            untried.boots.retain(|slot, _| Some(*slot) == confirmed);
+            ends.push(self.end(media, &untried, due));
+        }
         if self.lost.loader && known.pending.as_ref().is_some_and(of_default) {
             // The default was forgotten and found again as a fallback. Cut off in its only trial it has failed, and the
             // recovery image waits.

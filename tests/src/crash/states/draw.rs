@@ -1,4 +1,4 @@
-//! Numbers drawn from a seed: the same seed, the same numbers (SplitMix64).
+//! Numbers drawn from a seed: the same seed, the same numbers (`SplitMix64`).
 
 use sha2::{Digest as _, Sha256};
 

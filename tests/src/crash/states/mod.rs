@@ -54,23 +54,27 @@ impl Bounds {
     }
 
     /// The same, of this seed.
+    #[must_use]
     pub const fn seeded(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
     /// About so many states of a log of which so many events leave something to be lost: what is drawn makes up for
     /// what is not there. The more there are, the fewer of them are looked at more closely.
+    #[must_use]
     pub const fn reaching(self, states: usize, loose: usize) -> Self {
         let drawn = states / if loose == 0 { 1 } else { loose };
         Self { drawn, repeat: if self.repeat > states / 200 { self.repeat } else { states / 200 }, ..self }
     }
 
     /// Only one cut, nothing is repeated: for what is cut after a cut, and to look for a fault that was planted.
+    #[must_use]
     pub const fn once(self) -> Self {
         Self { drawn: self.drawn / 8, repeat: 0, second: 0, third: 0, ..self }
     }
 
     /// A second cut, in what follows a first one: fewer of each.
+    #[must_use]
     pub const fn again(self) -> Self {
         Self { subset_writes: 2, tears: 3, files: 8, drawn: 1, repeat: 0, ..self }
     }
