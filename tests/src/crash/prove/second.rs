@@ -12,7 +12,7 @@ use super::table::{FaultRow, Row, Table};
 use super::{Args, LEAST};
 
 /// Distinct states of each scenario, where nothing else is asked for.
-const REACH: usize = 1300;
+const REACH: usize = 1250;
 /// States that are drawn from the seed after each event.
 const DRAWN: usize = 12;
 
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
             let (mut report, mut exhausted) = (scenario.check(&sample), false);
             if report.distinct < LEAST {
                 // Few writes: more of what each can leave.
-                sample.bounds.drawn *= 32;
+                sample.bounds.drawn *= 4;
                 let before = report.distinct;
                 report = scenario.check(&sample);
                 exhausted = report.distinct == before;
