@@ -205,7 +205,7 @@ fn of_erofs(work: &Path) -> anyhow::Result<Seeds> {
     ];
     for options in options {
         let image = work.join("image.erofs");
-        let uuid = "-U5f5ba2f4-4b0e-4b0c-9d6c-0d3b3f9d2c11";
+        let uuid = "-U5f5c82f4-4b0e-4b0c-9d6c-0d3b3f9d2c11";
         run(Command::new("mkfs.erofs").args(options).args(["-T0", uuid]).args([&image, &tree]))?;
         seeds.push(fs::read(&image)?);
         fs::remove_file(&image)?;

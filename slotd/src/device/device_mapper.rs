@@ -105,8 +105,8 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Guards `size` bytes at the start of the block device `slot` with dm-verity. Blocks, for [`WAIT`] at most where an
-    /// earlier mapping has not gone yet. `control` is the open [`CONTROL`].
+    /// Guards `size` bytes at the start of the block device `slot` with dm-verity. Blocks, for five seconds at most where
+    /// an earlier mapping has not gone yet. `control` is the open [`CONTROL`].
     pub fn verity(
         control: &File,
         slot: &File,

@@ -214,12 +214,15 @@ impl Store {
         }
     }
 
-    /// The highest sequence number that a trailer or an intent carries.
+    /// The highest sequence number that a trailer, an intent or a check carries.
     fn newest_sequence(&self) -> u64 {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let installed = known.iter().filter_map(|known| known.installed.as_ref()).map(|i| i.sequence).max();
-        let intent = self.state.get().state.intent.as_ref().map(|intent| intent.sequence);
-        installed.max(intent).unwrap_or(0)
+        let published = self.state.get();
+        let intent = published.state.intent.as_ref().map(|intent| intent.sequence);
+        // A slot whose own number cannot be read any more may have been checked while it could.
+        let checked = published.state.checks.values().map(|check| check.sequence).max();
+        installed.max(intent).max(checked).unwrap_or(0)
     }
 
     fn intent_of(&self, slot: SlotId) -> Option<Intent> {

@@ -106,13 +106,19 @@ impl IsoEdit {
                 both(image, 16 * SECTOR + at, *value);
             }
             Self::Location(entry, value) => {
-                record(*entry).into_iter().for_each(|at| both(image, at + 2, *value));
+                if let Some(at) = record(*entry) {
+                    both(image, at + 2, *value);
+                }
             }
             Self::Length(entry, value) => {
-                record(*entry).into_iter().for_each(|at| both(image, at + 10, *value));
+                if let Some(at) = record(*entry) {
+                    both(image, at + 10, *value);
+                }
             }
             Self::Flags(entry, value) => {
-                record(*entry).into_iter().for_each(|at| put(image, at + 25, &[*value]));
+                if let Some(at) = record(*entry) {
+                    put(image, at + 25, &[*value]);
+                }
             }
             Self::Swap(a, b) | Self::Alias(a, b) => {
                 let (Some(a), Some(b)) = (record(*a), record(*b)) else { return };
@@ -162,7 +168,9 @@ fn number(bytes: &[u8], at: usize) -> u32 {
 pub fn agree(image: &mut [u8]) {
     let copy = |image: &mut [u8], at: usize, len: usize| {
         let half: Option<Vec<u8>> = image.get(at..at + len).map(|half| half.iter().rev().copied().collect());
-        half.into_iter().for_each(|half| put(image, at + len, &half));
+        if let Some(half) = half {
+            put(image, at + len, &half);
+        }
     };
     let record = |image: &mut [u8], at: usize| {
         copy(image, at + 2, 4);

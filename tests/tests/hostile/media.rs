@@ -1,20 +1,21 @@
 //! Media that fail under an install, and boot images that are not where they belong.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 use slotd::device::medium::{FileMedium, Medium, MediumError};
 use slotd::device::probe::Readback;
-use slotd::domain::layout::Part;
+use slotd::domain::layout::{Layout, Part};
 use slotd::domain::manifest::{Boot, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, SIGNATURE_NAME, Sha256Hex};
 use slotd::domain::verity::Geometry;
-use slotd::store::{SlotWord, Store};
+use slotd::store::{InstallRequest, Progress, SlotWord, Store, VerifyMode};
 use sps_base::error::ErrorKind;
 use system_tests::lab::install;
 
-use super::{Bench, index, named, part, pipe, plain, shelf};
+use super::{Bench, index, named, part, pipe, plain, shelf, slot};
 
 /// A slot whose tree cannot be read block by block, as a resume reads it, for the first `sick` times.
 #[derive(Debug)]
@@ -149,4 +150,37 @@ fn a_boot_image_is_put_back_and_a_slot_without_it_is_not_called_verified() {
     assert_eq!(view.state, SlotWord::Bad);
     assert!(view.reason.starts_with("boot-image"), "{}", view.reason);
     assert_eq!(bench.lab.store("").unwrap().slots()[1].state, SlotWord::Verified);
+}
+
+/// Found by the crash checker on a medium with a flipped bit: the sequence number of a slot that cannot be read any more
+/// was given out again, and the finding of the old check with it.
+#[test]
+fn what_was_found_in_a_slot_is_not_said_of_the_next_firmware() {
+    let (bench, newer) = (Bench::new(), &shelf().small);
+    bench.install(&shelf().good, &plain()).unwrap();
+    let mut bench = bench.running_slot_1();
+    bench.install(newer, &plain()).unwrap();
+    let flip = |bench: &Bench, offset: u64| {
+        let file = fs::File::options().read(true).write(true).open(bench.lab.slot(2)).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    };
+    flip(&bench, 4096);
+    let reservation = bench.store.reserve_verify(slot(2)).unwrap();
+    let report = bench.store.verify(&reservation, VerifyMode::Full, false, &Progress::default()).unwrap();
+    assert!(!report.healthy && bench.word(2) == SlotWord::Bad, "{report:?}");
+    drop(reservation);
+
+    let found = index(newer);
+    let text = part(newer, &found, Part::Manifest);
+    let signature = part(newer, &found, Part::Signature).len() as u64;
+    let layout = Layout::of(&Manifest::parse(text).unwrap(), text.len() as u64, signature);
+    flip(&bench, layout.get(Part::Manifest).unwrap().offset);
+    bench = bench.running_slot_1();
+    assert_eq!(bench.word(2), SlotWord::Bad);
+    let over = InstallRequest { slot: Some(slot(2)), replace: true, ..plain() };
+    bench.install(newer, &over).unwrap();
+    assert_eq!(bench.word(2), SlotWord::Verified);
+    bench.assert_healthy(2);
 }
