@@ -106,7 +106,10 @@ fuzz_target!(|case: Case| {
         prove(manifest, tree, &case);
     }
     let mut manifest = MANIFEST.clone();
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let digits = |byte: u8| char::from_digit(u32::from(byte), 16).unwrap_or('0');
+    let hex = |bytes: &[u8]| {
+        bytes.iter().flat_map(|byte| [digits(byte >> 4), digits(byte & 15)]).collect::<String>()
+    };
     manifest.root.verity.salt = hex(case.salt.get(..256).unwrap_or(&case.salt));
     let id = hex(&case.uuid);
     manifest.root.verity.uuid = [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]].join("-");
