@@ -43,6 +43,23 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Says what was found while the others are still checked.
+    pub(super) fn tell(&self) {
+        let told: Vec<&str> = self.violations.iter().take(5).map(String::as_str).collect();
+        eprintln!("{}", [&[self.to_string().as_str()], told.as_slice()].concat().join("\n  "));
+    }
+}
+
+impl FaultRow {
+    /// Says so where it was not found.
+    pub(super) fn tell(&self) {
+        if !self.found {
+            eprintln!("NOT FOUND: {}: {}", self.step, self.name);
+        }
+    }
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, events, distinct, second, third, seconds, violations, .. } = self;
@@ -102,15 +119,12 @@ pub(super) struct Table {
 impl Table {
     /// Tells a row as it comes.
     pub(super) fn add(&mut self, row: Row) {
-        eprintln!("{row}");
-        row.violations.iter().take(5).for_each(|violation| eprintln!("  {violation}"));
+        row.tell();
         self.rows.push(row);
     }
 
     pub(super) fn fault(&mut self, row: FaultRow) {
-        if !row.found {
-            eprintln!("NOT FOUND: {}: {}", row.step, row.name);
-        }
+        row.tell();
         self.faults.push(row);
     }
 
