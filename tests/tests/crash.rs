@@ -29,7 +29,7 @@ fn scenario(name: &str) -> Scenario<'static> {
 fn an_install_into_a_used_slot_survives_cuts() {
     let report = scenario("install into a used slot").check(&FEW);
     assert!(report.violations.is_empty(), "{report}");
-    assert!(report.states >= 100 && report.seen_borders == report.borders, "{report}");
+    assert!(report.distinct >= 100 && report.seen_borders == report.borders, "{report}");
 }
 
 /// The boot image is copied in two pieces.
@@ -80,7 +80,8 @@ fn a_violation_is_shrunk_and_replayed() {
     let found = report.violations.iter().max_by_key(|violation| violation.cuts[0].origin.weight()).unwrap();
     let small = shrink(&faulty, found).unwrap();
     assert!(small.cuts[0].origin.weight() <= found.cuts[0].origin.weight());
-    assert!(small.cuts[0].origin.weight().0 <= 1, "{small}");
+    // What was not flushed, and what was flushed after it.
+    assert!(small.cuts[0].origin.weight().0 <= 2, "{small}");
 
     let file = tempfile::NamedTempFile::new().unwrap();
     let case = Case {
