@@ -151,7 +151,7 @@ pub(crate) fn flipped_directories() -> Vec<Case> {
         corrupt("root: own record's length", root, 1, "/FIRMWARE is missing"),
         corrupt("root: name of /FIRMWARE", firmware + 33, 1, "/FIRMWARE is missing"),
         corrupt("root: /FIRMWARE is a file", firmware + 25, 2, "/FIRMWARE is missing"),
-        corrupt("root: after the last record", firmware + 42, 1, "length of file identifier is 0"),
+        corrupt("root: after the last record", firmware + 42, 1, "length of directory record is 1"),
         Case::refused(
             "manifest.json: record's length",
             SignatureInvalid,

@@ -209,13 +209,13 @@ pub(crate) fn directory_loop() -> Vec<Case> {
         Case::refused(
             "the root is its own descriptor",
             MediaCorrupt,
-            "byte 32800: length of file identifier is 32",
+            "byte 32768: length of directory record is 1",
             edited(vec![(descriptor, record(&[0], 16))]),
         ),
         Case::refused(
             "/FIRMWARE is the volume descriptor",
             MediaCorrupt,
-            "byte 32800: length of file identifier is 32",
+            "byte 32768: length of directory record is 1",
             root(vec![(at + 68, record(b"FIRMWARE", 16))]),
         ),
         // `.` and `..` are not followed.
