@@ -66,11 +66,11 @@ const GROUPS: [Group; 45] = [
     ("policy", "hardware", 9, policy::hardware),
     ("policy", "epoch", 5, policy::epoch),
     ("policy", "path", 10, policy::upgrade_path),
-    ("device", "ENOSPC", 20, device::no_space),
+    ("device", "ENOSPC", 15, device::no_space),
     ("device", "EIO on the k-th write", 40, device::error_on_every_write),
-    ("device", "EIO on read-back", 15, device::error_on_read_back),
-    ("device", "silent corruption on read-back", 30, device::silent_corruption),
-    ("device", "slot one byte too small", 7, device::slot_too_small),
+    ("device", "EIO on read-back", 12, device::error_on_read_back),
+    ("device", "silent corruption on read-back", 25, device::silent_corruption),
+    ("device", "slot one byte too small", 5, device::slot_too_small),
 ];
 
 /// Judges every group of a section.
