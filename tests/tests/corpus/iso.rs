@@ -274,15 +274,11 @@ pub(crate) fn zero_length_record() -> Vec<Case> {
         ));
     }
     for length in [1_u8, 33] {
-        let (at, text) = (
-            record_at("notes.md"),
-            "length of file identifier is 8; expected at least 1 and within its record",
-        );
         cases.push(Case::refused(
             format!("of {length} bytes"),
             MediaCorrupt,
-            text,
-            edited(vec![(at, vec![length])]),
+            format!("length of directory record is {length}; expected at least 34"),
+            edited(vec![(record_at("notes.md"), vec![length])]),
         ));
     }
     cases
