@@ -64,7 +64,6 @@ pub struct Cut {
     /// What was going on.
     pub during: During,
     /// Where, and what was lost.
-    #[serde(flatten)]
     pub origin: Origin,
 }
 
