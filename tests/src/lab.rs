@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use slotd::device::esp::{DirectoryEsp, Esp};
 use slotd::device::medium::{FileMedium, Medium};
-use slotd::store::{Assembly, Environment, Failure, InstallReport, InstallRequest, Progress, Store, Trust};
+use slotd::store::{
+    Assembly, Environment, Failure, Files, InstallReport, InstallRequest, Progress, Store, Trust,
+};
 use sps_base::slot::SlotId;
 
 /// Media of an appliance as files.
@@ -48,21 +50,12 @@ impl Lab {
             let slot = SlotId::new(id).context("slot number")?;
             slots.push((slot, format!("slot {id}"), Ok(medium(&self.slot(id))?)));
         }
-        let mut keyring = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.keyring)? {
-            let path = entry?.path();
-            let file = (path.display().to_string(), fs::read(&path)?);
-            if path.extension().is_some_and(|e| e == "crl") {
-                keyring.1.push(file);
-            } else {
-                keyring.0.push(file);
-            }
-        }
+        let (roots, crls) = read_keyring(&self.keyring)?;
         Ok(Assembly {
             product: "sps".into(),
             hardware: "test".into(),
             stall: Duration::from_secs(10),
-            keyring: Ok(Trust::Files(keyring.0, keyring.1)),
+            keyring: Ok(Trust::Files(roots, crls)),
             slots,
             esp: Ok(Arc::new(DirectoryEsp::open(&self.root.join("esp"))?) as Arc<dyn Esp>),
             state: Ok(medium(&self.root.join("state.img"))?),
@@ -79,6 +72,20 @@ impl Lab {
     pub fn store(&self, cmdline: &str) -> anyhow::Result<Store> {
         Ok(Store::assemble(self.assembly(cmdline)?))
     }
+}
+
+/// Files of a keyring: roots, and revocation lists.
+pub type KeyringFiles = (Files, Files);
+
+/// The files in a keyring's directory.
+pub fn read_keyring(directory: &Path) -> anyhow::Result<KeyringFiles> {
+    let mut keyring = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let list = if path.extension().is_some_and(|e| e == "crl") { &mut keyring.1 } else { &mut keyring.0 };
+        list.push((path.display().to_string(), fs::read(&path)?));
+    }
+    Ok(keyring)
 }
 
 /// Unix seconds.

@@ -13,6 +13,7 @@ pub mod fuzz_seeds;
 pub mod iso_writer;
 pub mod lab;
 pub mod loader;
+pub mod overlay;
 pub mod polkit;
 pub mod polkitd;
 pub mod recorder;

@@ -4,7 +4,6 @@
 //! runs in the machine is a script of the test; what it writes to its second serial line comes back as text.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,11 +13,12 @@ use sps_images::{BuildDirs, FirmwareSpec, Source, boot_files};
 
 use crate::bus::program;
 use crate::lab::Lab;
+use crate::overlay;
 
 /// Without hardware virtualization, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(900);
-/// The test's script in the root.
-const SCRIPT: &str = "/usr/lib/sps/in-the-machine";
+/// The test's script, below `/usr/lib/sps`.
+const SCRIPT: &str = "in-the-machine";
 /// Its unit: the machine is switched off when it has ended.
 const UNIT: &str = "[Unit]\nWants=dbus.socket slotd.service\nAfter=dbus.socket slotd.service\nSuccessAction=poweroff-force\nFailureAction=poweroff-force\n\
     [Service]\nType=oneshot\nExecStart=/usr/lib/sps/in-the-machine\nStandardOutput=file:/dev/ttyS1\n\
@@ -35,42 +35,23 @@ pub fn build_dirs() -> anyhow::Result<BuildDirs> {
 /// A bootable firmware with slotd, the keys of `keyring` and `script`.
 pub fn firmware(version: &str, keyring: &Path, work: &Path, script: &str) -> anyhow::Result<FirmwareSpec> {
     let overlay = work.join("overlay");
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
+    overlay::lay_out(&overlay, &ours, keyring)?;
+    overlay::put(&overlay, &ours.join("polkit-1/rules.d/50-sps.rules"), "/usr/share/polkit-1/rules.d")?;
     for (name, to) in [
-        ("slotd", "usr/lib/sps"),
-        ("upgrade-check", "usr/lib/sps"),
-        ("sps-health", "usr/lib/sps"),
-        ("spsctl", "usr/bin"),
+        ("slotd", "/usr/lib/sps"),
+        ("upgrade-check", "/usr/lib/sps"),
+        ("sps-health", "/usr/lib/sps"),
+        ("spsctl", "/usr/bin"),
     ] {
-        let target = overlay.join(to).join(name);
-        fs::create_dir_all(overlay.join(to))?;
+        let target = overlay::place(&overlay, to)?.join(name);
         let stripped = Command::new("strip").arg("-o").arg(&target).arg(program(name)?).status();
         ensure!(stripped.context("strip (package binutils)")?.success(), "strip {name}");
     }
-    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
-    let units = "usr/lib/systemd/system";
-    for (from, to) in [
-        ("slotd.service", units),
-        ("dbus-1/system.d/org.spsagent.Slots1.conf", "usr/share/dbus-1/system.d"),
-        ("dbus-1/system-services/org.spsagent.Slots1.service", "usr/share/dbus-1/system-services"),
-        ("polkit-1/actions/org.spsagent.slots1.policy", "usr/share/polkit-1/actions"),
-        ("polkit-1/rules.d/50-sps.rules", "usr/share/polkit-1/rules.d"),
-        ("tmpfiles.d/sps.conf", "usr/lib/tmpfiles.d"),
-    ] {
-        let target = overlay.join(to);
-        fs::create_dir_all(&target)?;
-        fs::copy(ours.join(from), target.join(Path::new(from).file_name().context("no name")?))?;
-    }
-    fs::create_dir_all(overlay.join("usr/lib/sps/keyring"))?;
-    for key in fs::read_dir(keyring)? {
-        let key = key?;
-        fs::copy(key.path(), overlay.join("usr/lib/sps/keyring").join(key.file_name()))?;
-    }
     fs::write(overlay.join("usr/lib/sps/slotd.toml"), SETTINGS)?;
-    fs::create_dir_all(overlay.join("efi"))?;
-    fs::write(overlay.join("efi/.keep"), "")?;
-    fs::write(overlay.join(SCRIPT.trim_start_matches('/')), script)?;
-    fs::set_permissions(overlay.join(SCRIPT.trim_start_matches('/')), fs::Permissions::from_mode(0o755))?;
-    fs::write(overlay.join(units).join("in-the-machine.service"), UNIT)?;
+    fs::write(overlay::place(&overlay, "/efi")?.join(".keep"), "")?;
+    overlay::put_program(&overlay, SCRIPT, script)?;
+    fs::write(overlay::place(&overlay, "/usr/lib/systemd/system")?.join("in-the-machine.service"), UNIT)?;
     let mut spec = FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay) });
     spec.compress = false;
     Ok(spec)

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use slotd::domain::manifest::Manifest;
 use slotd::domain::signature::Keyring;
-use system_tests::crash::appliance::KeyringFiles;
+use system_tests::lab::KeyringFiles;
 
 /// The clock of every target, Unix seconds: June 2026.
 pub const NOW: u64 = 1_780_272_000;

@@ -16,6 +16,7 @@ use sps_base::slot::SlotId;
 use sps_images::Pki;
 
 use super::law::Outcome;
+use crate::lab::read_keyring;
 use crate::recorder::{Device, Event, Media, Recorder};
 use crate::synthetic::{Shape, Synthetic};
 
@@ -27,9 +28,6 @@ pub const ROOT_SIZE: usize = (2 << 20) + (12 << 10);
 pub const RUNNING: Device = Device::Slot(1);
 /// The slot that is changed.
 pub const TARGET: Device = Device::Slot(2);
-
-/// Files of a keyring, name and content: roots, and revocation lists.
-pub type KeyringFiles = (Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>)>);
 
 /// An appliance that runs a firmware from slot 1.
 #[derive(Debug)]
@@ -206,19 +204,8 @@ fn image(firmware: &Synthetic) -> anyhow::Result<(Vec<u8>, usize)> {
 /// A PKI's keyring, shared by every start of a crash checker: two thirds of a state's time would go into the signatures
 /// of the same few images.
 pub fn shared_trust(pki: &Pki) -> anyhow::Result<Trust> {
-    let (roots, crls) = read_keyring(pki)?;
+    let (roots, crls) = read_keyring(&pki.keyring_dir())?;
     Ok(Trust::Keyring(Arc::new(Keyring::parse(&roots, &crls, now())?)))
-}
-
-/// The files of a PKI's keyring.
-pub fn read_keyring(pki: &Pki) -> anyhow::Result<KeyringFiles> {
-    let mut keyring = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(pki.keyring_dir())? {
-        let path = entry?.path();
-        let list = if path.extension().is_some_and(|e| e == "crl") { &mut keyring.1 } else { &mut keyring.0 };
-        list.push((path.display().to_string(), fs::read(&path)?));
-    }
-    Ok(keyring)
 }
 
 /// What a store on these media, with slots from 1 to `slots`, is made of. It has no boot loader.

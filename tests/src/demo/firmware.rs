@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -15,11 +15,14 @@ use sps_images::{Built, FirmwareSpec, Pki, Source, build_firmware};
 use super::Setting;
 use super::machine::Machine;
 use super::transcript::Transcript;
+use crate::overlay::{self, put_program};
 
 /// Security epoch of the two real ones.
 const EPOCH: u32 = 2;
 /// Where slotd lies in the firmware, as its unit says.
 pub(super) const SLOTD_IN_ROOT: &str = "/usr/lib/sps/slotd";
+/// The directory of that.
+const SPS_IN_ROOT: &str = "/usr/lib/sps";
 
 /// The tree of 8.0.3, over Debian's.
 const REFUSING: &str = "overlay-refusing";
@@ -121,47 +124,13 @@ impl Shelf {
 
 /// What an appliance of this product would run: slotd, spsctl, their configuration, and the trusted keys.
 fn lay_out_overlay(setting: &Setting<'_>, machine: &Machine, overlay: &Path) -> Result<()> {
-    let put = |from: PathBuf, to: &str| {
-        let target = overlay.join(to.trim_start_matches('/'));
-        fs::create_dir_all(target.parent().context("no directory")?)?;
-        fs::copy(&from, &target).with_context(|| from.display().to_string())?;
-        anyhow::Ok(())
-    };
-    put(setting.programs.join("slotd"), SLOTD_IN_ROOT)?;
-    put(setting.programs.join("spsctl"), "/usr/bin/spsctl")?;
+    overlay::lay_out(overlay, setting.units, &machine.pki.keyring_dir())?;
+    overlay::put(overlay, &setting.programs.join("slotd"), SPS_IN_ROOT)?;
+    overlay::put(overlay, &setting.programs.join("spsctl"), "/usr/bin")?;
+    overlay::put(overlay, &setting.units.join("slotd.toml"), SPS_IN_ROOT)?;
+    overlay::put(overlay, &setting.units.join("sysusers.d/sps.conf"), "/usr/lib/sysusers.d")?;
     put_program(overlay, "upgrade-checks.d/10-memory", GOOD_CHECK)?;
-    put_program(overlay, "health-checks.d/10-services", GOOD_HEALTH)?;
-    for (from, to) in [
-        ("slotd.service", "/usr/lib/systemd/system/slotd.service"),
-        ("slotd.toml", "/usr/lib/sps/slotd.toml"),
-        ("dbus-1/system.d/org.spsagent.Slots1.conf", "/usr/share/dbus-1/system.d/org.spsagent.Slots1.conf"),
-        (
-            "dbus-1/system-services/org.spsagent.Slots1.service",
-            "/usr/share/dbus-1/system-services/org.spsagent.Slots1.service",
-        ),
-        (
-            "polkit-1/actions/org.spsagent.slots1.policy",
-            "/usr/share/polkit-1/actions/org.spsagent.slots1.policy",
-        ),
-        ("sysusers.d/sps.conf", "/usr/lib/sysusers.d/sps.conf"),
-        ("tmpfiles.d/sps.conf", "/usr/lib/tmpfiles.d/sps.conf"),
-    ] {
-        put(setting.units.join(from), to)?;
-    }
-    for key in fs::read_dir(machine.pki.keyring_dir())? {
-        let key = key?;
-        put(key.path(), &format!("/usr/lib/sps/keyring/{}", key.file_name().display()))?;
-    }
-    Ok(())
-}
-
-/// A program of the firmware, below /usr/lib/sps.
-fn put_program(overlay: &Path, name: &str, text: &str) -> Result<()> {
-    let target = overlay.join("usr/lib/sps").join(name);
-    fs::create_dir_all(target.parent().context("no directory")?)?;
-    fs::write(&target, text)?;
-    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
-    Ok(())
+    put_program(overlay, "health-checks.d/10-services", GOOD_HEALTH)
 }
 
 /// A small ISO that is refused by its head already, so that no real tree is needed.

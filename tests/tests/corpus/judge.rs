@@ -16,7 +16,8 @@ use slotd::store::{
 };
 use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
-use system_tests::crash::appliance::{assembly, read_keyring};
+use system_tests::crash::appliance::assembly;
+use system_tests::lab::read_keyring;
 use system_tests::recorder::{Device, Event, Media, Recorder};
 
 use crate::firmware::{Firmware, NOW, SLOT, stage};
@@ -288,7 +289,7 @@ pub(crate) fn cmdline() -> String {
 /// What a store on these media is made of.
 pub(crate) fn parts(recorder: &Recorder, cmdline: &str) -> Assembly {
     let slots = recorder.media().slots.len();
-    let (roots, crls) = read_keyring(stage().pki()).unwrap();
+    let (roots, crls) = read_keyring(&stage().pki().keyring_dir()).unwrap();
     let mut all = assembly(Trust::Files(roots, crls), recorder, slots, cmdline);
     all.environment.now = || NOW;
     all

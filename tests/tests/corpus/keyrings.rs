@@ -6,7 +6,7 @@ use std::process::Command;
 use slotd::store::{InstallRequest, SlotWord, Store, Trust};
 use sps_base::error::ErrorKind;
 use sps_images::Pki;
-use system_tests::crash::appliance::{KeyringFiles, read_keyring};
+use system_tests::lab::{KeyringFiles, read_keyring};
 
 use crate::firmware::{Firmware, NOW, sign, stage};
 use crate::judge::{Bench, install, memory};
@@ -28,7 +28,7 @@ fn words(store: &Store) -> Vec<SlotWord> {
 }
 
 fn keyring() -> KeyringFiles {
-    read_keyring(stage().pki()).unwrap()
+    read_keyring(&stage().pki().keyring_dir()).unwrap()
 }
 
 /// 8.0.3, over what slot 2 holds.
@@ -147,7 +147,7 @@ fn a_firmware_that_adds_a_root_and_one_that_drops_it() {
     let manifest = stage().other.manifest.render();
     let signature = sign(&second, manifest.as_bytes());
     let under_new = stage().other.with_file("manifest.p7s", signature);
-    let (old, new) = (keyring(), read_keyring(&second).unwrap());
+    let (old, new) = (keyring(), read_keyring(&second.keyring_dir()).unwrap());
     let both = ([&old.0[..], &new.0].concat(), [&old.1[..], &new.1].concat());
     // The keyring of what runs counts.
     let bench = restarted(Ok(old), || NOW);
