@@ -7,6 +7,9 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use slotd::domain::manifest::UpgradeFrom;
 
+use crate::appliance::disk::{self, Sizes};
+use crate::appliance::{self, Parts};
+use crate::debian::debian_tree;
 use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, inspect};
 
 /// Builds and inspects images.
@@ -23,6 +26,11 @@ enum ImageCommand {
     /// The same tree, options and signer give the same bits. `SOURCE_DATE_EPOCH` (seconds since 1970) sets the build date;
     /// without it, it is the start of 2026.
     Firmware(Box<FirmwareArgs>),
+    /// Builds a firmware with our programs, and the disk of an appliance that runs it
+    ///
+    /// The disk is raw and sparse: write it to a machine's disk, or boot it in QEMU with UEFI firmware. The firmware trusts
+    /// the development PKI unless --keyring names another.
+    Appliance(Box<ApplianceArgs>),
     /// Shows what an ISO holds, and whether stock tools agree with its manifest
     Inspect(InspectArgs),
 }
@@ -79,6 +87,35 @@ pub struct FirmwareArgs {
     out: Option<PathBuf>,
 }
 
+/// `image appliance`.
+#[derive(Args, Debug)]
+pub struct ApplianceArgs {
+    /// Version: dotted numbers, optionally -suffix
+    #[arg(long, value_name = "V", default_value = "0.1.0")]
+    version: String,
+    /// Size of each of the two slots
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    slot_size: u32,
+    /// Size of the data partition
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    data_size: u32,
+    /// Directory of roots (*.pem) and CRLs (*.crl) that it trusts [default: the development PKI's]
+    #[arg(long, value_name = "DIR")]
+    keyring: Option<PathBuf>,
+    /// Where the disk goes [default: appliance-V.img in the build directory; the firmware beside it]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// What of this workspace goes into an appliance.
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    /// Directory with our programs.
+    pub programs: PathBuf,
+    /// Our `systemd/`.
+    pub systemd: PathBuf,
+}
+
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 struct SourceArgs {
@@ -104,8 +141,15 @@ pub struct InspectArgs {
 }
 
 /// Runs the command. The error of `inspect` says how many checks failed, so that the exit status does too.
-pub fn run(args: &ImageArgs, dirs: &BuildDirs) -> anyhow::Result<()> {
+///
+/// `build` makes our programs; it is called for what needs them only.
+pub fn run(
+    args: &ImageArgs,
+    dirs: &BuildDirs,
+    build: impl FnOnce() -> anyhow::Result<Workspace>,
+) -> anyhow::Result<()> {
     match &args.command {
+        ImageCommand::Appliance(args) => appliance(args, dirs, &build()?)?,
         ImageCommand::Firmware(args) => {
             let spec = spec(args)?;
             let pki = Pki::open_or_create(dirs.pki(), "SPS development")?;
@@ -130,10 +174,27 @@ pub fn run(args: &ImageArgs, dirs: &BuildDirs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow::Result<()> {
+    let pki = Pki::open_or_create(dirs.pki(), "SPS development")?;
+    let keyring = args.keyring.clone().unwrap_or_else(|| pki.keyring_dir());
+    let work = dirs.work()?;
+    let parts = Parts { programs: &ours.programs, systemd: &ours.systemd, keyring: &keyring };
+    let overlays = appliance::lay_out(&parts, work.path())?;
+    let source = Source::Debian { overlay: Some(overlays.root), initrd: Some(overlays.initrd) };
+    let built = build_firmware(&FirmwareSpec::new(&args.version, source), dirs, &pki, None)?;
+    println!("{}: {} bytes", built.iso.display(), built.size);
+    let out = args.out.clone();
+    let out = out.unwrap_or_else(|| dirs.base().join(format!("appliance-{}.img", args.version)));
+    let sizes = Sizes { slot: u64::from(args.slot_size) << 20, data: u64::from(args.data_size) << 20 };
+    disk::write(&built, dirs, &debian_tree(dirs)?, &keyring, &sizes, &out)?;
+    println!("{}: {} bytes", out.display(), out.metadata()?.len());
+    Ok(())
+}
+
 fn spec(args: &FirmwareArgs) -> anyhow::Result<FirmwareSpec> {
     let source = match &args.source.tree {
         Some(tree) => Source::Tree(tree.clone()),
-        None => Source::Debian { overlay: args.overlay.clone() },
+        None => Source::Debian { overlay: args.overlay.clone(), initrd: None },
     };
     let mut spec = FirmwareSpec::new(&args.version, source);
     if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH") {

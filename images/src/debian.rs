@@ -47,16 +47,21 @@ const DPKG_OPTIONS: [&str; 5] = [
 ];
 
 /// Drivers of the initrd: disks, buses, networks and watchdogs of the supported hardware, and what the root needs.
-const DRIVERS: &str = "ahci dm-mod dm-verity ehci-pci erofs i40e igb ipmi_devintf ipmi_si ipmi_watchdog \
-    isofs iTCO_wdt ixgbe loop megaraid_sas mpt3sas nvme sd_mod softdog sr_mod uas usb-storage vfat virtio_blk \
-    virtio_net virtio_pci virtio_scsi xhci-pci";
+const DRIVERS: &str = "ahci dm-mod dm-verity efivarfs ehci-pci erofs ext4 i40e igb ipmi_devintf ipmi_si \
+    ipmi_watchdog isofs iTCO_wdt ixgbe loop megaraid_sas mpt3sas nls_ascii nls_cp437 nvme overlay sd_mod softdog sr_mod \
+    uas usb-storage vfat virtio_blk virtio_net virtio_pci virtio_scsi xhci-pci";
+
+/// What mount-data runs.
+const INITRD_PROGRAMS: &str = "mke2fs e2fsck /etc/mke2fs.conf";
 
 /// Dracut modules that the boot chain never uses.
 const OMIT: &str = "console-setup crypt fido2 hwdb i18n lunmask nvdimm overlay-root pkcs11 qemu resume \
     systemd-cryptsetup virtfs virtiofs";
 
 /// What every root of this product has on its kernel's command line.
-const CMDLINE: &str = "rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 panic=10";
+const CMDLINE: &str = "rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 systemd.ssh_auto=no \
+    systemd.condition-needs-update=no panic=10 \
+    console=tty0 console=ttyS0,115200 quiet";
 
 /// Makes the mounts and runs a program in the tree: tree, work directory (seen as `/mnt`), program, arguments.
 const ENTER: &str = r#"
@@ -73,7 +78,7 @@ exec chroot "$tree" "$@"
 
 /// What identifies the running machine or one run of a tool, and what the kernel image in the UKI makes superfluous.
 /// Of directories the content goes, the directory stays.
-const NOT_SHIPPED: [&str; 16] = [
+const NOT_SHIPPED: [&str; 24] = [
     "boot",
     "mnt",
     "run",
@@ -90,6 +95,15 @@ const NOT_SHIPPED: [&str; 16] = [
     "vmlinuz.old",
     "initrd.img",
     "initrd.img.old",
+    // What Debian's packages switch on: nothing listens, and nothing runs by a clock, unless the product says so.
+    "etc/systemd/system/multi-user.target.wants/e2scrub_reap.service",
+    "etc/systemd/system/multi-user.target.wants/ssh.service",
+    "etc/systemd/system/ssh.service.wants",
+    "etc/systemd/system/ssh.socket.wants",
+    "etc/systemd/system/sshd.service",
+    "etc/systemd/system/sshd.service.wants",
+    "etc/systemd/system/sshd@.service.wants",
+    "etc/systemd/system/timers.target.wants",
 ];
 
 /// The tree at `<build>/debian13`, made by `mmdebstrap` when there is none for this list of packages (about two minutes).
@@ -275,7 +289,9 @@ fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
     let _lock = dirs.lock("initrd")?;
     let release = kernel_release(tree)?;
     let packages = fs::read_to_string(tree.join("var/lib/dpkg/status"))?;
-    let kept = dirs.base().join(format!("initrd-{}.img", &key(&[&packages, &release, DRIVERS, OMIT])[..16]));
+    let kept = dirs
+        .base()
+        .join(format!("initrd-{}.img", &key(&[&packages, &release, DRIVERS, OMIT, INITRD_PROGRAMS])[..16]));
     if kept.is_file() {
         return Ok(kept);
     }
@@ -285,6 +301,7 @@ fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
         .env("SOURCE_DATE_EPOCH", "1767225600")
         .args(["--force", "--reproducible", "--no-hostonly", "--no-hostonly-cmdline", "--zstd"])
         .args(["--add", "systemd systemd-veritysetup", "--omit", OMIT, "--drivers", DRIVERS])
+        .args(["--install", INITRD_PROGRAMS])
         .args(["--kver", &release, "/mnt/initrd.img"])
         .run()
         .context("the initrd could not be made")?;
@@ -308,7 +325,26 @@ pub(crate) enum Target<'a> {
     Recovery,
 }
 
-/// Writes a unified kernel image to `out`, a file of the directory `work`.
+/// Packs a directory into an initrd of its own in `work`, to be laid over the one that dracut makes; its name there.
+///
+/// The kernel unpacks one archive after the other into the same file system (`Documentation/driver-api/early-userspace`).
+pub(crate) fn pack(directory: &Path, work: &Path) -> anyhow::Result<String> {
+    let laid_out = work.join("over-initrd");
+    fs::create_dir(&laid_out)?;
+    lay_over(directory, &laid_out)?;
+    let name = "over-initrd.img";
+    let script = r#"cd "$1"; find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --create --format=newc --reproducible | zstd --quiet -9 -o "$2""#;
+    let epoch = "find . -exec touch --no-dereference --date=@1767225600 {} +";
+    Tool::new("sh", "dash")
+        .args(["-euc", &format!("cd \"$1\"; {epoch}; {script}"), "sh"])
+        .arg(&laid_out)
+        .arg(work.join(name))
+        .run()
+        .context("the initrd's overlay could not be packed (packages cpio, zstd)")?;
+    Ok(name.to_owned())
+}
+
+/// Writes a unified kernel image to the file `name` of the directory `work`.
 pub(crate) fn write_uki(
     dirs: &BuildDirs,
     tree: &Path,
@@ -316,6 +352,7 @@ pub(crate) fn write_uki(
     name: &str,
     version: &str,
     target: Target<'_>,
+    over_initrd: Option<&str>,
 ) -> anyhow::Result<()> {
     let release = kernel_release(tree)?;
     fs::copy(initrd(dirs, tree)?, work.join("initrd.img"))?;
@@ -335,7 +372,9 @@ pub(crate) fn write_uki(
         .env("SOURCE_DATE_EPOCH", "1767225600")
         .args(["build", "--linux"])
         .arg(format!("/boot/vmlinuz-{release}"))
-        .args(["--initrd", "/mnt/initrd.img", "--os-release", "@/mnt/os-release"])
+        .args(["--initrd", "/mnt/initrd.img"])
+        .args(over_initrd.map(|name| format!("--initrd=/mnt/{name}")))
+        .args(["--os-release", "@/mnt/os-release"])
         .args(["--cmdline", &cmdline, "--uname", &release])
         .arg(format!("--output=/mnt/{name}"))
         .run()

@@ -81,7 +81,7 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             fs::write(stage.join("files.ndjson.zst"), file_list(&image, tree)?)?;
             root
         }
-        Source::Debian { overlay } => {
+        Source::Debian { overlay, initrd } => {
             let tree = debian::debian_tree(dirs)?;
             let laid_out = work.join("root");
             debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
@@ -93,9 +93,10 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             let root = root::make_verity(&image, &verity, &spec.product)?;
             fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
             let hash = root.verity.root_hash.to_string();
+            let over_initrd = initrd.as_deref().map(|initrd| debian::pack(initrd, work)).transpose()?;
             let targets = [("boot.efi", Target::Slot(&hash, root.size)), ("recovery.efi", Target::Recovery)];
             for (name, target) in targets {
-                debian::write_uki(dirs, &tree, work, name, &spec.version, target)?;
+                debian::write_uki(dirs, &tree, work, name, &spec.version, target, over_initrd.as_deref())?;
                 fs::rename(work.join(name), stage.join(name))?;
             }
             root

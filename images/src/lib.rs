@@ -3,6 +3,7 @@
 //! [`build_firmware`] turns a tree into an ISO, the same bits for the same input; [`inspect::inspect`] takes an ISO apart
 //! again with tools that share no code with the builder or with slotd.
 
+pub mod appliance;
 pub mod cli;
 pub mod debian;
 pub mod dirs;

@@ -47,10 +47,13 @@ pub struct FirmwareSpec {
 /// Where the root file system comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The cached Debian 13 tree, bootable. `overlay`: a directory whose files are laid over it, owned by root.
+    /// The cached Debian 13 tree, bootable. What is laid over it is a directory whose files
+    /// come to belong to root.
     Debian {
         /// Laid over the tree.
         overlay: Option<PathBuf>,
+        /// Laid over the initrd of its boot images.
+        initrd: Option<PathBuf>,
     },
     /// Any tree as it is, not bootable.
     Tree(PathBuf),

@@ -2,6 +2,7 @@
 //! none runs for ever.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,12 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 /// Debian packages of every tool that the host must have. The Debian tree brings its own.
-pub const PACKAGES: [&str; 11] = [
+pub const PACKAGES: [&str; 13] = [
     "coreutils",
+    "cpio",
     "cryptsetup-bin",
     "dosfstools",
     "erofs-utils",
     "faketime",
+    "fdisk",
     "mmdebstrap",
     "mount",
     "mtools",
@@ -36,6 +39,7 @@ pub struct Tool {
     env: Vec<(String, OsString)>,
     inherit_env: bool,
     deadline: Duration,
+    stdin: Option<PathBuf>,
 }
 
 /// What a program did.
@@ -61,7 +65,15 @@ impl Tool {
             env: Vec::new(),
             inherit_env: false,
             deadline: Duration::from_secs(600),
+            stdin: None,
         }
+    }
+
+    /// Lets it read a file from its standard input, which is empty otherwise.
+    #[must_use]
+    pub fn stdin(mut self, file: impl AsRef<Path>) -> Self {
+        self.stdin = Some(file.as_ref().to_owned());
+        self
     }
 
     /// Adds an argument.
@@ -112,6 +124,12 @@ impl Tool {
     pub fn outcome(self) -> anyhow::Result<Outcome> {
         let program = find(&self.program, &self.package)?;
         let timeout = find("timeout", "coreutils")?;
+        let stdin = match &self.stdin {
+            Some(file) => {
+                Stdio::from(File::open(file).with_context(|| format!("{} cannot be read", file.display()))?)
+            }
+            None => Stdio::null(),
+        };
         // timeout(1) ends the program's whole process group, children in a chroot included.
         let mut command = Command::new(timeout);
         command
@@ -119,7 +137,7 @@ impl Tool {
             .arg(self.deadline.as_secs().max(1).to_string())
             .arg(&program)
             .args(&self.args)
-            .stdin(Stdio::null());
+            .stdin(stdin);
         if !self.inherit_env {
             command.env_clear();
         }

@@ -9,6 +9,7 @@ pub mod check;
 pub mod device;
 pub mod domain;
 pub mod health;
+pub mod initrd;
 pub mod service;
 pub mod settings;
 pub mod store;

@@ -13,7 +13,7 @@ use slotd::store::InstallRequest;
 use sps_base::slot::SlotId;
 use sps_images::{FirmwareSpec, Pki, Source, build_firmware};
 use system_tests::lab::{self, Lab};
-use system_tests::vm::{self, Machine};
+use system_tests::vm::direct::{self as vm, Machine};
 
 /// What slot 2 asks: from where it was mounted.
 const CHECK: &str = "#!/bin/busybox sh\n/bin/busybox grep ' / ' /proc/mounts\n";

@@ -124,5 +124,11 @@ fn slotboot() -> Result<()> {
 
 fn image(args: &ImageArgs) -> Result<()> {
     packages::ensure(For::Test)?;
-    sps_images::cli::run(args, &BuildDirs::new(workspace::scratch())?)
+    let build = || {
+        let target = workspace::root().join("target/release");
+        let programs = ["--package", "slotd", "--package", "spsctl"];
+        process::run(process::cargo().args(["build", "--release", "--locked", "--bins"]).args(programs))?;
+        Ok(sps_images::cli::Workspace { programs: target, systemd: workspace::root().join("systemd") })
+    };
+    sps_images::cli::run(args, &BuildDirs::new(workspace::scratch())?, build)
 }

@@ -8,12 +8,19 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use slotd::device::loader::efivarfs::Efivarfs;
+use slotd::domain::generation;
+use slotd::initrd::boot_disk;
 use slotd::settings::{Settings, read_named_settings};
 use slotd::store::{Assembly, Environment, Start, Store};
 use sps_base::service;
 use sps_base::slot::SlotId;
 
+/// Where the variables of the UEFI firmware are.
+const EFIVARS: &str = "/sys/firmware/efi/efivars";
+/// The link to the slot's device.
+const LINK: &str = "root";
 /// Exit code that asks the initrd to start again: another firmware was chosen.
 const START_AGAIN: u8 = 10;
 
@@ -24,6 +31,8 @@ const START_AGAIN: u8 = 10;
 #[derive(Debug, Parser)]
 #[command(name = "slotboot", version)]
 struct Arguments {
+    #[command(subcommand)]
+    question: Option<Question>,
     /// Configuration file of slotd; may be given again, a later file over an earlier one.
     ///
     /// Without it slotd.toml is read from /usr/lib/sps, /run/sps and /etc/sps, as far as it is there.
@@ -32,16 +41,34 @@ struct Arguments {
     /// File that holds the kernel command line; it names the root hash.
     #[arg(long, value_name = "FILE", default_value = "/proc/cmdline")]
     cmdline: PathBuf,
-    /// Link to make, to the device of the slot.
-    #[arg(long, value_name = "LINK", default_value = "/dev/sps/root")]
-    link: PathBuf,
-    /// File to make when this start is a trial.
-    #[arg(long, value_name = "FILE", default_value = "/run/sps/trial")]
-    trial_marker: PathBuf,
+    /// Directory for what others have to know of this start: root, a link to the slot's device; start.json; and trial, when
+    /// it is one.
+    #[arg(long, value_name = "DIR", default_value = "/run/sps")]
+    run: PathBuf,
+}
+
+/// Something that udev asks.
+#[derive(Debug, Subcommand)]
+enum Question {
+    /// Succeeds when a partition lies on the disk that the boot loader came from, or when the loader does not say.
+    OnBootDisk {
+        /// Its kernel name, such as sda1.
+        name: String,
+    },
+    /// Succeeds when this is the device of the slot that was found.
+    IsRoot {
+        /// Its node, such as /dev/sda2.
+        node: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match &arguments.question {
+        Some(Question::OnBootDisk { name }) => return on_boot_disk(name),
+        Some(Question::IsRoot { node }) => return is_root(node, &arguments.run.join(LINK)),
+        None => {}
+    }
     if let Err(error) = service::start_log("info") {
         eprintln!("slotboot: {:#}", anyhow::Error::from(error));
     }
@@ -52,6 +79,30 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn on_boot_disk(name: &str) -> ExitCode {
+    let variables = Efivarfs::new(Path::new(EFIVARS));
+    let is_ours = boot_disk::loader_partition(&variables).and_then(|loader| {
+        loader.map_or(Ok(true), |loader| {
+            boot_disk::is_on_boot_disk(Path::new("/sys"), Path::new("/dev"), name, &loader)
+        })
+    });
+    match is_ours {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        // A machine without UEFI, or a damaged variable: the labels are all there is to go by.
+        Err(error) => {
+            eprintln!("slotboot: {name} is taken for ours: {:#}", anyhow::Error::from(error));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn is_root(node: &Path, link: &Path) -> ExitCode {
+    let root = fs::canonicalize(link).ok();
+    let is_root = root.is_some() && root == fs::canonicalize(node).ok();
+    if is_root { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -88,15 +139,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         // Counting is for the worst day; a start that cannot be counted is still a start.
         Err(failure) => tracing::error!("this start of slot {slot} is not counted: {failure}"),
     }
-    link_root(&settings, slot, &arguments.link)?;
+    link_root(&settings, slot, &arguments.run.join(LINK))?;
+    hand_on(&store, slot, &arguments.run)?;
     if summary.trial {
-        touch(&arguments.trial_marker)?;
+        put(&arguments.run.join("trial"), b"")?;
     }
     tracing::info!("slot {slot} is the root{}", if summary.trial { ", on trial" } else { "" });
     Ok(ExitCode::SUCCESS)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the link to the root, in /dev")]
+#[expect(clippy::disallowed_methods, reason = "the link to the root, in /run")]
 fn link_root(settings: &Settings, slot: SlotId, link: &Path) -> anyhow::Result<()> {
     let device = settings.slots.iter().find(|known| known.id == slot).map(|known| known.device.as_path());
     let device = device.with_context(|| format!("slot {slot} has no device"))?;
@@ -108,12 +160,20 @@ fn link_root(settings: &Settings, slot: SlotId, link: &Path) -> anyhow::Result<(
     symlink(device, link).with_context(|| format!("cannot make the link {}", link.display()))
 }
 
-#[expect(clippy::disallowed_methods, reason = "a marker in /run")]
-fn touch(file: &Path) -> anyhow::Result<()> {
+/// Leaves what mount-data has to know.
+fn hand_on(store: &Store, slot: SlotId, run: &Path) -> anyhow::Result<()> {
+    if let Some(start) = store.start_of(slot) {
+        put(&run.join(generation::Start::FILE), &serde_json::to_vec(&start)?)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "files in /run")]
+fn put(file: &Path, content: &[u8]) -> anyhow::Result<()> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
-    fs::write(file, "").with_context(|| format!("cannot make {}", file.display()))
+    fs::write(file, content).with_context(|| format!("cannot make {}", file.display()))
 }
 
 /// Unix seconds; 0 on a clock before 1970.

@@ -4,6 +4,8 @@ pub mod boot;
 pub mod efivar;
 pub mod envblk;
 pub mod file_list;
+pub mod generation;
+pub mod gpt;
 pub mod iso;
 pub mod layout;
 pub mod loader_conf;

@@ -47,8 +47,10 @@ pub use upgrade_test::TEST_LIFETIME;
 use crate::device::esp::Esp;
 use crate::device::loader::Loader;
 use crate::device::medium::Medium;
+use crate::domain::generation;
 use crate::domain::layout::Part;
 use crate::domain::machine::LoaderFound;
+use crate::domain::manifest::Sha256Hex;
 use crate::domain::plan::{self, Step};
 use crate::domain::signature::Keyring;
 use crate::domain::slot_state::Content;
@@ -163,6 +165,13 @@ impl Store {
             Health::Lost(why) => format!("lost: {why}"),
         };
         (health, String::from_utf8_lossy(&published.state.render()).into_owned())
+    }
+
+    /// What `slotboot` hands on of the start of `slot`; `None` without a root hash on the kernel's command line.
+    pub fn start_of(&self, slot: SlotId) -> Option<generation::Start> {
+        let root_hash = Sha256Hex::try_from(self.booted_hash.clone()?).ok()?;
+        let configuration = generation::origin(&self.state.get().state, &root_hash);
+        Some(generation::Start { slot, root_hash, configuration })
     }
 
     /// Writes a fresh state. The epoch floor becomes that of the running firmware or, when none runs, the highest

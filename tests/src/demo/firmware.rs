@@ -70,7 +70,8 @@ impl Shelf {
         put_program(&refusing, "upgrade-checks.d/20-disk-layout", REFUSING_CHECK)?;
         put_program(&ill, "health-checks.d/20-network", ILL_CHECK)?;
         let build = |version: &str, overlay: &Path| {
-            let mut spec = FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay.to_owned()) });
+            let source = Source::Debian { overlay: Some(overlay.to_owned()), initrd: None };
+            let mut spec = FirmwareSpec::new(version, source);
             spec.security_epoch = EPOCH;
             spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
             spec.notes = format!("# Version {version}\n\n- slotd proves every block before it is written.\n");

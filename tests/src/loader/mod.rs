@@ -199,7 +199,7 @@ fn choose(machine: &Machine, mishaps: &Mishaps, pick: Option<String>) -> anyhow:
 impl Machine {
     /// Where slotboot makes its link.
     pub fn link(&self) -> PathBuf {
-        self.run.join("dev/sps/root")
+        self.run.join("sps/root")
     }
 
     /// Where slotboot marks a trial.
@@ -243,10 +243,8 @@ impl Machine {
             .arg(&self.config)
             .arg("--cmdline")
             .arg(self.cmdline())
-            .arg("--link")
-            .arg(self.link())
-            .arg("--trial-marker")
-            .arg(self.trial_marker())
+            .arg("--run")
+            .arg(self.run.join("sps"))
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::null())
             .output()

@@ -29,7 +29,7 @@ impl<'a> Initrd<'a> {
     }
 
     fn link(&self) -> PathBuf {
-        self.appliance.path("initrd/dev/root")
+        self.appliance.path("initrd/run/root")
     }
 
     fn marker(&self) -> PathBuf {
@@ -46,8 +46,7 @@ impl<'a> Initrd<'a> {
         let Output { status, stdout, stderr } = Command::new(program("static/slotboot").unwrap())
             .args(["--config".into(), self.appliance.path("slotd.toml")])
             .args(["--cmdline".into(), cmdline])
-            .args(["--link".into(), self.link()])
-            .args(["--trial-marker".into(), self.marker()])
+            .args(["--run".into(), self.appliance.path("initrd/run")])
             .env_remove("JOURNAL_STREAM")
             .output()
             .unwrap();

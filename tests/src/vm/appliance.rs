@@ -1,0 +1,73 @@
+//! The firmware of an appliance in QEMU: what ships, and a shell for the test.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use slotd::domain::manifest::UpgradeFrom;
+use sps_images::appliance::disk::{self, Sizes};
+use sps_images::appliance::{self, Parts};
+use sps_images::debian::debian_tree;
+use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
+
+use crate::bus::program;
+
+/// A shell on a line that only the test's QEMU has.
+const SHELL: &str = "[Unit]\nDescription=Shell of the test\nAfter=sysinit.target\n\
+    [Service]\nExecStart=/bin/sh -c 'exec sh </dev/virtio-ports/sps.shell >/dev/virtio-ports/sps.shell 2>&1'\n\
+    Restart=always\nRestartSec=1\n";
+
+/// Builds firmware and disks for one PKI.
+#[derive(Debug)]
+pub struct Builder {
+    dirs: BuildDirs,
+    pki: Pki,
+    work: PathBuf,
+    programs: PathBuf,
+}
+
+impl Builder {
+    /// In `work`, an existing directory.
+    pub fn new(dirs: BuildDirs, work: &Path) -> anyhow::Result<Self> {
+        let pki = Pki::open_or_create(work.join("pki"), "vm")?;
+        let programs = work.join("programs");
+        fs::create_dir(&programs)?;
+        for (name, _) in appliance::PROGRAMS {
+            let strip = Command::new("strip").arg("-o").arg(programs.join(name)).arg(program(name)?).status();
+            ensure!(strip.context("strip (package binutils)")?.success(), "strip {name}");
+        }
+        Ok(Self { dirs, pki, work: work.to_owned(), programs })
+    }
+
+    /// A firmware of this version; `change` may lay more over its root and its initrd.
+    pub fn firmware(
+        &self,
+        version: &str,
+        change: impl FnOnce(&appliance::Overlays) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Built> {
+        let work = self.work.join(version);
+        fs::create_dir(&work)?;
+        let systemd = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
+        let parts = Parts { programs: &self.programs, systemd: &systemd, keyring: &self.pki.keyring_dir() };
+        let overlays = appliance::lay_out(&parts, &work)?;
+        let units = overlays.root.join("usr/lib/systemd/system");
+        fs::write(units.join("test-shell.service"), SHELL)?;
+        symlink("../test-shell.service", units.join("multi-user.target.wants/test-shell.service"))?;
+        change(&overlays)?;
+        let source = Source::Debian { overlay: Some(overlays.root), initrd: Some(overlays.initrd) };
+        let mut spec = FirmwareSpec::new(version, source);
+        spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
+        build_firmware(&spec, &self.dirs, &self.pki, Some(&self.work.join(format!("{version}.iso"))))
+    }
+
+    /// The disk of an appliance that runs `firmware`.
+    pub fn disk(&self, firmware: &Built) -> anyhow::Result<PathBuf> {
+        let out = self.work.join(format!("{}.img", firmware.manifest.version));
+        let tree = debian_tree(&self.dirs)?;
+        let sizes = Sizes { slot: 768 << 20, data: 256 << 20 };
+        disk::write(firmware, &self.dirs, &tree, &self.pki.keyring_dir(), &sizes, &out)?;
+        Ok(out)
+    }
+}
