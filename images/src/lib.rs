@@ -10,6 +10,7 @@ pub mod erofs;
 mod firmware;
 pub mod inspect;
 mod iso;
+pub mod package;
 pub mod pki;
 mod root;
 mod spec;

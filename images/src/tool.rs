@@ -9,12 +9,16 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 /// Debian packages of every tool that the host must have. The Debian tree brings its own.
-pub const PACKAGES: [&str; 11] = [
+pub const PACKAGES: [&str; 15] = [
+    "binutils",
     "coreutils",
     "cryptsetup-bin",
     "dosfstools",
+    "dpkg",
     "erofs-utils",
     "faketime",
+    "findutils",
+    "gzip",
     "mmdebstrap",
     "mount",
     "mtools",
