@@ -7,7 +7,8 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use slotd::domain::manifest::UpgradeFrom;
 
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, inspect};
+use crate::packages_lock::Lock;
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, debian, inspect};
 
 /// Builds and inspects images.
 #[derive(Args, Debug)]
@@ -23,6 +24,8 @@ enum ImageCommand {
     /// The same tree, options and signer give the same bits. `SOURCE_DATE_EPOCH` (seconds since 1970) sets the build date;
     /// without it, it is the start of 2026.
     Firmware(Box<FirmwareArgs>),
+    /// Writes the list of Debian packages (images/packages.lock) from what the mirror has today; root, network, two minutes
+    Lock,
     /// Shows what an ISO holds, and whether stock tools agree with its manifest
     Inspect(InspectArgs),
 }
@@ -68,6 +71,9 @@ pub struct FirmwareArgs {
     /// Files to lay over the Debian tree
     #[arg(long, value_name = "DIR", conflicts_with = "tree")]
     overlay: Option<PathBuf>,
+    /// Refuse Debian packages of other versions than images/packages.lock names
+    #[arg(long, conflicts_with = "tree")]
+    locked: bool,
     /// Do not compress the root
     #[arg(long)]
     uncompressed: bool,
@@ -108,10 +114,19 @@ pub fn run(args: &ImageArgs, dirs: &BuildDirs) -> anyhow::Result<()> {
     match &args.command {
         ImageCommand::Firmware(args) => {
             let spec = spec(args)?;
+            if matches!(spec.source, Source::Debian { .. }) {
+                let (_, differences) = debian::packages(dirs, args.locked)?;
+                if !differences.0.is_empty() {
+                    eprintln!("image: {differences}");
+                }
+            }
             let pki = Pki::open_or_create(dirs.pki(), "SPS development")?;
             let built = build_firmware(&spec, dirs, &pki, args.out.as_deref())?;
             println!("{}", built.iso.display());
             println!("{} bytes, manifest sha256 {}", built.size, built.manifest_sha256);
+        }
+        ImageCommand::Lock => {
+            println!("{} packages in {}", debian::lock(dirs)?, Lock::path().display());
         }
         ImageCommand::Inspect(args) => {
             let keyring = args.keyring.clone().unwrap_or_else(|| dirs.pki().join("keyring"));

@@ -11,6 +11,7 @@ mod firmware;
 pub mod inspect;
 mod iso;
 pub mod package;
+pub mod packages_lock;
 pub mod pki;
 mod root;
 mod spec;
