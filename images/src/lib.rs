@@ -14,6 +14,7 @@ pub mod package;
 pub mod packages_lock;
 pub mod pki;
 mod root;
+pub mod sbom;
 mod spec;
 pub mod tool;
 
