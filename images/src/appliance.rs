@@ -8,32 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-/// Our programs in a firmware, and where each belongs.
-pub const PROGRAMS: [(&str, &str); 6] = [
-    ("mount-data", "usr/lib/sps"),
-    ("slotboot", "usr/lib/sps"),
-    ("slotd", "usr/lib/sps"),
-    ("sps-health", "usr/lib/sps"),
-    ("upgrade-check", "usr/lib/sps"),
-    ("spsctl", "usr/bin"),
-];
+use crate::package::{self, Origin, Programs};
 
-/// Files of `systemd/` in a firmware, and where each belongs.
-const FILES: [(&str, &str); 13] = [
-    ("slotd.service", "usr/lib/systemd/system"),
-    ("sps-boot-report.service", "usr/lib/systemd/system"),
-    ("sps-health.service", "usr/lib/systemd/system"),
-    ("sps-trial.service", "usr/lib/systemd/system"),
-    ("slotd.toml", "usr/lib/sps"),
-    ("dbus-1/system.d/org.spsagent.Slots1.conf", "usr/share/dbus-1/system.d"),
-    ("dbus-1/system-services/org.spsagent.Slots1.service", "usr/share/dbus-1/system-services"),
-    ("polkit-1/actions/org.spsagent.slots1.policy", "usr/share/polkit-1/actions"),
-    ("polkit-1/rules.d/50-sps.rules", "usr/share/polkit-1/rules.d"),
-    ("sysusers.d/sps.conf", "usr/lib/sysusers.d"),
-    ("tmpfiles.d/sps.conf", "usr/lib/tmpfiles.d"),
-    ("udev/90-sps.rules", "usr/lib/udev/rules.d"),
-    ("catalog/sps.catalog", "usr/lib/systemd/catalog"),
-];
+/// Names of our partitions.
+const UDEV_RULES: &str = "usr/lib/udev/rules.d/90-sps.rules";
 
 /// What is laid over Debian's tree, and what goes into the initrd of its boot images.
 #[derive(Clone, Debug)]
@@ -47,10 +25,10 @@ pub struct Overlays {
 /// Where the parts of an appliance's firmware come from.
 #[derive(Clone, Debug)]
 pub struct Parts<'a> {
-    /// Directory with our programs.
-    pub programs: &'a Path,
-    /// Our `systemd/`.
-    pub systemd: &'a Path,
+    /// Our programs.
+    pub programs: &'a Programs,
+    /// Root directory of the sources.
+    pub sources: &'a Path,
     /// Directory of trusted roots and revocation lists.
     pub keyring: &'a Path,
 }
@@ -58,30 +36,28 @@ pub struct Parts<'a> {
 /// Lays out the overlays of an appliance in `work`, an existing directory.
 pub fn lay_out(parts: &Parts<'_>, work: &Path) -> anyhow::Result<Overlays> {
     let (root, initrd) = (work.join("root-overlay"), work.join("initrd-overlay"));
-    for (name, to) in PROGRAMS {
-        put(&parts.programs.join(name), &root.join(to))?;
+    package::lay_out(parts.sources, &root)?;
+    for item in package::FILES {
+        if let Origin::Program(name) = item.from {
+            put_as(&parts.programs.path(name), &root.join(item.to))?;
+        }
     }
-    for (name, to) in FILES {
-        put(&parts.systemd.join(name), &root.join(to))?;
+    let systemd = parts.sources.join("systemd");
+    copy(&systemd.join("appliance"), &root)?;
+    copy(&systemd.join("initrd"), &initrd)?;
+    for name in ["usr/lib/sps/mount-data", "usr/lib/sps/slotboot", "usr/lib/sps/slotd.toml", UDEV_RULES] {
+        put_as(&root.join(name), &initrd.join(name))?;
     }
-    copy(&parts.systemd.join("appliance"), &root)?;
-    copy(&parts.systemd.join("initrd"), &initrd)?;
-    for name in ["mount-data", "slotboot"] {
-        put(&parts.programs.join(name), &initrd.join("usr/lib/sps"))?;
-    }
-    put(&parts.systemd.join("slotd.toml"), &initrd.join("usr/lib/sps"))?;
-    put(&parts.systemd.join("udev/90-sps.rules"), &initrd.join("usr/lib/udev/rules.d"))?;
     for overlay in [&root, &initrd] {
         copy(parts.keyring, &overlay.join("usr/lib/sps/keyring"))?;
     }
     Ok(Overlays { root, initrd })
 }
 
-/// Copies a file into a directory, which is made when it is missing.
-fn put(file: &Path, directory: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(directory)?;
-    let target = directory.join(file.file_name().context("no file name")?);
-    fs::copy(file, &target).with_context(|| format!("{} cannot be copied", file.display()))?;
+/// Copies a file; directories are made when they are missing.
+fn put_as(file: &Path, target: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(target.parent().context("no directory")?)?;
+    fs::copy(file, target).with_context(|| format!("{} cannot be copied", file.display()))?;
     Ok(())
 }
 
@@ -96,7 +72,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         } else if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)?;
         } else if kind.is_file() {
-            put(&source, to)?;
+            put_as(&source, &target)?;
         } else {
             bail!("{}: expected a file, a directory or a link", source.display());
         }

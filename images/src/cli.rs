@@ -10,7 +10,9 @@ use slotd::domain::manifest::UpgradeFrom;
 use crate::appliance::disk::{self, Sizes};
 use crate::appliance::{self, Parts};
 use crate::debian::debian_tree;
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, inspect};
+use crate::package::Programs;
+use crate::packages_lock::Lock;
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, debian, inspect};
 
 /// Builds and inspects images.
 #[derive(Args, Debug)]
@@ -31,6 +33,8 @@ enum ImageCommand {
     /// The disk is raw and sparse: write it to a machine's disk, or boot it in QEMU with UEFI firmware. The firmware trusts
     /// the development PKI unless --keyring names another.
     Appliance(Box<ApplianceArgs>),
+    /// Writes the list of Debian packages (images/packages.lock) from what the mirror has today; root, network, two minutes
+    Lock,
     /// Shows what an ISO holds, and whether stock tools agree with its manifest
     Inspect(InspectArgs),
 }
@@ -76,6 +80,9 @@ pub struct FirmwareArgs {
     /// Files to lay over the Debian tree
     #[arg(long, value_name = "DIR", conflicts_with = "tree")]
     overlay: Option<PathBuf>,
+    /// Refuse Debian packages of other versions than images/packages.lock names
+    #[arg(long, conflicts_with = "tree")]
+    locked: bool,
     /// Do not compress the root
     #[arg(long)]
     uncompressed: bool,
@@ -110,10 +117,10 @@ pub struct ApplianceArgs {
 /// What of this workspace goes into an appliance.
 #[derive(Clone, Debug)]
 pub struct Workspace {
-    /// Directory with our programs.
-    pub programs: PathBuf,
-    /// Our `systemd/`.
-    pub systemd: PathBuf,
+    /// Our programs.
+    pub programs: Programs,
+    /// Root directory of the sources.
+    pub sources: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -142,20 +149,29 @@ pub struct InspectArgs {
 
 /// Runs the command. The error of `inspect` says how many checks failed, so that the exit status does too.
 ///
-/// `build` makes our programs; it is called for what needs them only.
+/// `ours` makes our programs; it is called for what needs them only.
 pub fn run(
     args: &ImageArgs,
     dirs: &BuildDirs,
-    build: impl FnOnce() -> anyhow::Result<Workspace>,
+    ours: impl FnOnce() -> anyhow::Result<Workspace>,
 ) -> anyhow::Result<()> {
     match &args.command {
-        ImageCommand::Appliance(args) => appliance(args, dirs, &build()?)?,
+        ImageCommand::Appliance(args) => appliance(args, dirs, &ours()?)?,
         ImageCommand::Firmware(args) => {
             let spec = spec(args)?;
+            if matches!(spec.source, Source::Debian { .. }) {
+                let (_, differences) = debian::packages(dirs, args.locked)?;
+                if !differences.0.is_empty() {
+                    eprintln!("image: {differences}");
+                }
+            }
             let pki = Pki::open_or_create(dirs.pki(), "SPS development")?;
             let built = build_firmware(&spec, dirs, &pki, args.out.as_deref())?;
             println!("{}", built.iso.display());
             println!("{} bytes, manifest sha256 {}", built.size, built.manifest_sha256);
+        }
+        ImageCommand::Lock => {
+            println!("{} packages in {}", debian::lock(dirs)?, Lock::path().display());
         }
         ImageCommand::Inspect(args) => {
             let keyring = args.keyring.clone().unwrap_or_else(|| dirs.pki().join("keyring"));
@@ -178,7 +194,7 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
     let pki = Pki::open_or_create(dirs.pki(), "SPS development")?;
     let keyring = args.keyring.clone().unwrap_or_else(|| pki.keyring_dir());
     let work = dirs.work()?;
-    let parts = Parts { programs: &ours.programs, systemd: &ours.systemd, keyring: &keyring };
+    let parts = Parts { programs: &ours.programs, sources: &ours.sources, keyring: &keyring };
     let overlays = appliance::lay_out(&parts, work.path())?;
     let source = Source::Debian { overlay: Some(overlays.root), initrd: Some(overlays.initrd) };
     let built = build_firmware(&FirmwareSpec::new(&args.version, source), dirs, &pki, None)?;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::BuildDirs;
+use crate::packages_lock::{self, DebianPackage, Differences, Lock};
 use crate::tool::Tool;
 
 const SUITE: &str = "trixie";
@@ -36,6 +37,9 @@ const PACKAGES: [&str; 16] = [
     "udev",
     "zstd",
 ];
+
+/// Writes beside the new tree what apt's index says of every package in it. What was given as a file is in dpkg's own list.
+const RECORD: &str = r#"chroot "$1" sh -euc 'dpkg-query -W -f "\${Package}=\${Version}\n" | xargs apt-cache show' > "$1.packages""#;
 
 /// Nobody reads manuals on the appliance; the licences stay.
 const DPKG_OPTIONS: [&str; 5] = [
@@ -112,8 +116,9 @@ pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
     need_root("Firmware from Debian")?;
     let _lock = dirs.lock("debian13")?;
     let (tree, key_file) = (dirs.base().join("debian13"), dirs.base().join("debian13.key"));
-    let key = key(&[&[SUITE, MIRROR], PACKAGES.as_slice(), DPKG_OPTIONS.as_slice()].concat());
+    let key = key(&[&[SUITE, MIRROR, RECORD], PACKAGES.as_slice(), DPKG_OPTIONS.as_slice()].concat());
     if tree.is_dir() && fs::read_to_string(&key_file).is_ok_and(|found| found == key) {
+        differences(&recorded(&record(&tree))?)?.judge(false)?;
         return Ok(tree);
     }
     eprintln!("image: making {} (Debian {SUITE}, {} packages named)", tree.display(), PACKAGES.len());
@@ -132,14 +137,55 @@ pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
         .args(["--mode=root", "--variant=minbase", "--quiet"])
         .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
         .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!("--customize-hook={RECORD}"))
         .arg(SUITE)
         .arg(&new)
         .arg(MIRROR)
         .run()
         .context("the Debian tree could not be made")?;
+    let differences = differences(&recorded(&record(&new))?)?;
+    differences.judge(false)?;
+    if !differences.0.is_empty() {
+        eprintln!("image: {differences}");
+    }
+    fs::rename(record(&new), record(&tree))?;
     fs::rename(&new, &tree)?;
     fs::write(&key_file, key)?;
     Ok(tree)
+}
+
+/// The packages of the tree, which is made when there is none, and how they differ from the committed list. With `locked`
+/// a difference is an error; other bytes of an expected version are one always.
+pub fn packages(dirs: &BuildDirs, locked: bool) -> anyhow::Result<(Vec<DebianPackage>, Differences)> {
+    let packages = recorded(&record(&debian_tree(dirs)?))?;
+    let differences = differences(&packages)?;
+    differences.judge(locked)?;
+    Ok((packages, differences))
+}
+
+/// Makes the tree from what the mirror has today, and writes the committed list anew. The number of its packages.
+pub fn lock(dirs: &BuildDirs) -> anyhow::Result<usize> {
+    let key_file = dirs.base().join("debian13.key");
+    if key_file.exists() {
+        fs::remove_file(key_file)?;
+    }
+    let packages = recorded(&record(&debian_tree(dirs)?))?;
+    fs::write(Lock::path(), Lock::of(&packages).render())?;
+    Ok(packages.len())
+}
+
+/// Where apt's index of the tree's packages lies.
+fn record(tree: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.packages", tree.display()))
+}
+
+fn recorded(record: &Path) -> anyhow::Result<Vec<DebianPackage>> {
+    let text = fs::read_to_string(record).with_context(|| format!("{} cannot be read", record.display()))?;
+    packages_lock::parse_index(&text).with_context(|| record.display().to_string())
+}
+
+fn differences(packages: &[DebianPackage]) -> anyhow::Result<Differences> {
+    Ok(Lock::committed()?.compare(packages))
 }
 
 /// `program` of the tree, to be run in it. It sees `work` as `/mnt`, where alone it can write to stay.

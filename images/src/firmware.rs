@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use slotd::domain::manifest::{
     Boot, Compatible, File, MANIFEST_NAME, Manifest, PAYLOAD_ORDER, PIECE, Root, SIGNATURE_NAME, Sha256Hex,
 };
 
 use crate::debian::{self, Target};
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, root};
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, root, sbom};
 
 /// A firmware ISO that was built.
 #[derive(Clone, Debug)]
@@ -45,7 +45,13 @@ pub fn build_firmware(
         fs::write(stage_dir.join(name), text)?;
     }
     let made = make_root(spec, dirs, stage_dir, work_dir)?;
-    let manifest = manifest(spec, stage_dir, made)?;
+    let sbom = work_dir.join(sbom::FILE);
+    let has_sbom = write_sbom(spec, dirs, work_dir, &sbom)?;
+    let mut manifest = manifest(spec, stage_dir, made)?;
+    if has_sbom {
+        ensure!(!spec.meta.contains_key(sbom::META), "meta {}: set by the builder", sbom::META);
+        manifest.meta.insert(sbom::META.into(), root::sha256(&sbom)?.0.to_string());
+    }
     let manifest_file = stage_dir.join(MANIFEST_NAME);
     fs::write(&manifest_file, manifest.render())?;
     if spec.signed {
@@ -62,7 +68,8 @@ pub fn build_firmware(
     if partial.exists() {
         fs::remove_file(&partial)?;
     }
-    iso::write(stage_dir, esp.exists().then_some(esp.as_path()), spec.source_date_epoch, &partial)?;
+    let (esp, sbom) = (esp.exists().then_some(esp.as_path()), has_sbom.then_some(sbom.as_path()));
+    iso::write(stage_dir, esp, sbom, spec.source_date_epoch, &partial)?;
     fs::rename(&partial, &out).with_context(|| format!("{} cannot be written", out.display()))?;
     let (manifest_sha256, _) = root::sha256(&manifest_file)?;
     Ok(Built { size: out.metadata()?.len(), iso: out, manifest, manifest_sha256 })
@@ -103,6 +110,27 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
         }
     };
     Ok(root)
+}
+
+/// Writes what the firmware is made of, where that is known: false for a tree that is taken as it is.
+fn write_sbom(spec: &FirmwareSpec, dirs: &BuildDirs, work: &Path, out: &Path) -> anyhow::Result<bool> {
+    if matches!(spec.source, Source::Tree(_)) {
+        return Ok(false);
+    }
+    let (packages, differences) = debian::packages(dirs, false)?;
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let ours = work.join("root/usr/lib/sps/slotd").exists();
+    let crates = if ours { sbom::crates(&sources)? } else { Vec::new() };
+    let contents = sbom::Contents {
+        product: &spec.product,
+        version: &spec.version,
+        epoch: spec.source_date_epoch,
+        packages: &packages,
+        differences: &differences,
+        crates: &crates,
+    };
+    fs::write(out, sbom::render(&contents)?)?;
+    Ok(true)
 }
 
 /// Describes what lies in `stage`.

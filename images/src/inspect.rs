@@ -14,7 +14,7 @@ use serde::Serialize;
 use slotd::domain::manifest::{MANIFEST_NAME, Manifest, SIGNATURE_NAME};
 
 use crate::tool::Tool;
-use crate::{BuildDirs, iso, root};
+use crate::{BuildDirs, iso, root, sbom};
 
 /// What an ISO holds, and whether the tools agree.
 #[derive(Clone, Debug, Serialize)]
@@ -128,11 +128,31 @@ pub fn inspect(iso: &Path, keyring: &Path, dirs: &BuildDirs) -> anyhow::Result<I
             report.check("manifest", Ok("canonical, schema 1".into()));
             files(&manifest, &at, &names, &mut report);
             root_image(&manifest, &at, &mut report)?;
+            if let Some(expected) = manifest.meta.get(sbom::META) {
+                report.check("SBOM", list_of_contents(iso, expected, work.path())?);
+            }
             report.manifest = Some(manifest);
         }
         Err(error) => report.check("manifest", Err(format!("{error:#}"))),
     }
     Ok(report)
+}
+
+/// Whether the list of what the firmware is made of has the sum that is signed, and can be read.
+fn list_of_contents(iso: &Path, expected: &str, work: &Path) -> anyhow::Result<Result<String, String>> {
+    let at = work.join(sbom::FILE);
+    let extract = Tool::new("xorriso", "xorriso").args(["-no_rc", "-osirrox", "on", "-indev"]).arg(iso);
+    let extracted = extract.args(["-extract", &format!("/{}", sbom::FILE)]).arg(&at).outcome()?;
+    if !extracted.ok || !at.is_file() {
+        return Ok(Err(format!("/{} is not on the ISO: {}", sbom::FILE, extracted.said)));
+    }
+    let found = root::sha256(&at)?.0.to_string();
+    if found != expected {
+        return Ok(Err(format!("SHA-256 is {found}; the manifest says {expected}")));
+    }
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(&at)?)?;
+    let packages = document["packages"].as_array().map_or(0, Vec::len);
+    Ok(Ok(format!("{packages} packages, as signed")))
 }
 
 /// The files of the ISO by place.

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use slotd::domain::manifest::{MANIFEST_NAME, PAYLOAD_ORDER, SIGNATURE_NAME};
 
-use crate::root;
 use crate::tool::Tool;
+use crate::{root, sbom};
 
 /// Directory of the ISO that holds all files.
 pub(crate) const DIRECTORY: &str = "/FIRMWARE";
@@ -18,11 +18,17 @@ pub(crate) fn order() -> impl Iterator<Item = &'static str> {
 }
 
 /// Writes the ISO `out` with the files of the directory `stage`, all time stamps at `epoch` (seconds since 1970). With
-/// `esp` it boots by UEFI, from optical media and from USB sticks.
+/// `esp` it boots by UEFI, from optical media and from USB sticks. `sbom` lies beside the directory, behind all payloads.
 ///
 /// The names of the ISO 9660 directory records are the names above to the letter (`-U`: lower case, no `;1`), so a reader
 /// needs no Rock Ridge; that is there all the same for tools, with fixed modes and owners.
-pub(crate) fn write(stage: &Path, esp: Option<&Path>, epoch: u64, out: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(
+    stage: &Path,
+    esp: Option<&Path>,
+    sbom: Option<&Path>,
+    epoch: u64,
+    out: &Path,
+) -> anyhow::Result<()> {
     let date = jiff::Timestamp::from_second(i64::try_from(epoch)?)?.strftime("%Y%m%d%H%M%S00").to_string();
     let mut tool = Tool::new("xorriso", "xorriso")
         .args(["-no_rc", "-as", "mkisofs", "-quiet", "-iso-level", "3", "-R", "-U", "-no-pad"])
@@ -45,6 +51,7 @@ pub(crate) fn write(stage: &Path, esp: Option<&Path>, epoch: u64, out: &Path) ->
         .arg(out)
         .arg("-graft-points")
         .arg(format!("{DIRECTORY}={}", stage.display()))
+        .args(sbom.map(|file| format!("/{}={}", sbom::FILE, file.display())))
         .run()
         .context("the ISO could not be written")?;
     Ok(())

@@ -11,8 +11,11 @@ pub mod erofs;
 mod firmware;
 pub mod inspect;
 mod iso;
+pub mod package;
+pub mod packages_lock;
 pub mod pki;
 mod root;
+pub mod sbom;
 mod spec;
 pub mod tool;
 

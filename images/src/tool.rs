@@ -10,14 +10,18 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 /// Debian packages of every tool that the host must have. The Debian tree brings its own.
-pub const PACKAGES: [&str; 13] = [
+pub const PACKAGES: [&str; 17] = [
+    "binutils",
     "coreutils",
     "cpio",
     "cryptsetup-bin",
     "dosfstools",
+    "dpkg",
     "erofs-utils",
     "faketime",
     "fdisk",
+    "findutils",
+    "gzip",
     "mmdebstrap",
     "mount",
     "mtools",

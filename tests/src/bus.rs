@@ -143,7 +143,12 @@ fn build_programs() -> anyhow::Result<PathBuf> {
     let release = directory.ends_with("release");
     if let Some(cargo) = std::env::var_os("CARGO") {
         // First: it leaves the static program where the next build puts the usual one.
-        static_program::build_slotboot(Path::new(&cargo), release, &directory.join("static"))?;
+        static_program::build_slotboot(
+            Path::new(&cargo),
+            if release { "release" } else { "dev" },
+            &[],
+            &directory.join("static"),
+        )?;
         let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--locked", "--package", "slotd", "--package", "spsctl", "--bins"]);
         build.args(release.then_some("--release"));

@@ -6,20 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Files of `systemd/` that every such firmware has, and the directory where each belongs.
-const FILES: [(&str, &str); 5] = [
-    ("slotd.service", "/usr/lib/systemd/system"),
-    ("dbus-1/system.d/org.spsagent.Slots1.conf", "/usr/share/dbus-1/system.d"),
-    ("dbus-1/system-services/org.spsagent.Slots1.service", "/usr/share/dbus-1/system-services"),
-    ("polkit-1/actions/org.spsagent.slots1.policy", "/usr/share/polkit-1/actions"),
-    ("tmpfiles.d/sps.conf", "/usr/lib/tmpfiles.d"),
-];
-
-/// Puts the files of `systemd`, that directory, and the keys of `keyring` where they belong.
-pub fn lay_out(overlay: &Path, systemd: &Path, keyring: &Path) -> Result<()> {
-    for (name, to) in FILES {
-        put(overlay, &systemd.join(name), to)?;
-    }
+/// Puts what the Debian package installs besides its programs where it belongs, from the sources, and the keys of
+/// `keyring`.
+pub fn lay_out(overlay: &Path, sources: &Path, keyring: &Path) -> Result<()> {
+    sps_images::package::lay_out(sources, overlay)?;
     for key in fs::read_dir(keyring)? {
         put(overlay, &key?.path(), "/usr/lib/sps/keyring")?;
     }

@@ -4,6 +4,7 @@
 //! linker takes `libc.a`, which every machine with a C linker has (Debian: libc6-dev). The musl target would need a
 //! second standard library and a second build of everything.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,13 +16,19 @@ use serde_json::Value;
 const FLAGS: [&str; 6] =
     ["-C", "target-feature=+crt-static", "-C", "relocation-model=static", "-C", "strip=symbols"];
 
-/// Builds it with this cargo, and puts it in `directory`.
-pub fn build_slotboot(cargo: &Path, release: bool, directory: &Path) -> anyhow::Result<PathBuf> {
+/// Builds it with this cargo, profile and environment, and puts it in `directory`.
+pub fn build_slotboot(
+    cargo: &Path,
+    profile: &str,
+    environment: &[(&str, &OsStr)],
+    directory: &Path,
+) -> anyhow::Result<PathBuf> {
     let output = Command::new(cargo)
         .args(["rustc", "--quiet", "--locked", "--package", "slotd", "--bin", "slotboot"])
-        .args(release.then_some("--release"))
+        .args(["--profile", profile])
         .args(["--message-format", "json-render-diagnostics", "--"])
         .args(FLAGS)
+        .envs(environment.iter().copied())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::inherit())
         .output()

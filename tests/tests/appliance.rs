@@ -1,5 +1,4 @@
 //! The appliance as it ships, in QEMU with UEFI firmware.
-#![expect(clippy::unwrap_used, reason = "a test that cannot prepare its machine fails here")]
 
 use system_tests::vm::appliance::Builder;
 use system_tests::vm::direct::build_dirs;

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let programs = root.join("target/debug");
     // First: the next build puts the usual one where this one is made.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    static_program::build_slotboot(Path::new(&cargo), false, &programs.join("static"))?;
+    static_program::build_slotboot(Path::new(&cargo), "dev", &[], &programs.join("static"))?;
     // The profile of development: it optimises what hashes. With this package among those built, the crates that all
     // three share get the features that they were built with for this program, and are not built a second time.
     process::run(process::cargo().args([
@@ -43,6 +43,5 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     ]))?;
     println!("the programs are built in {:.0} s", start.elapsed().as_secs_f64());
     let dirs = BuildDirs::new(workspace::scratch())?;
-    let units = root.join("systemd");
-    system_tests::demo::run(args, &Setting { dirs: &dirs, programs: &programs, units: &units })
+    system_tests::demo::run(args, &Setting { dirs: &dirs, programs: &programs, sources: &root })
 }

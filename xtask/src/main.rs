@@ -6,6 +6,7 @@ mod fuzz;
 mod gate;
 mod man;
 mod mutate;
+mod package;
 mod packages;
 mod process;
 mod prove;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Build the Debian package `sps-agent`: programs, units, policies, manual pages
+    Package(package::Args),
     /// Cut the power everywhere, in every way, and show that what is promised holds
     #[command(disable_help_flag = true)]
     Prove {
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Image(args) => image(&args).map(|()| true),
         Task::Bench { arguments } => bench(&arguments).map(|()| true),
+        Task::Package(args) => package::run(&args).map(|()| true),
         Task::Prove { arguments } => prove::run(&arguments).map(|()| true),
         Task::Man => man::write().map(|()| true),
         Task::Mutate { checks } => mutate::run(&checks),
@@ -115,7 +119,7 @@ fn slotboot() -> Result<()> {
     packages::ensure(For::Test)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let directory = workspace::scratch().join("static");
-    let program = static_program::build_slotboot(Path::new(&cargo), true, &directory)?;
+    let program = static_program::build_slotboot(Path::new(&cargo), "release", &[], &directory)?;
     let needs = static_program::needs(&program)?;
     ensure!(needs.is_empty(), "{} needs more than itself: {needs:?}", program.display());
     println!("{}: static, {} bytes", program.display(), program.metadata()?.len());
@@ -124,11 +128,7 @@ fn slotboot() -> Result<()> {
 
 fn image(args: &ImageArgs) -> Result<()> {
     packages::ensure(For::Test)?;
-    let build = || {
-        let target = workspace::root().join("target/release");
-        let programs = ["--package", "slotd", "--package", "spsctl"];
-        process::run(process::cargo().args(["build", "--release", "--locked", "--bins"]).args(programs))?;
-        Ok(sps_images::cli::Workspace { programs: target, systemd: workspace::root().join("systemd") })
-    };
+    let build =
+        || Ok(sps_images::cli::Workspace { programs: package::programs()?, sources: workspace::root() });
     sps_images::cli::run(args, &BuildDirs::new(workspace::scratch())?, build)
 }

@@ -38,6 +38,11 @@ pub(crate) fn commit() -> Commit {
     })
 }
 
+/// Seconds since 1970 of the commit, as git prints them.
+pub(crate) fn commit_time() -> Result<String> {
+    git(&["log", "-1", "--format=%ct"])
+}
+
 /// Every Rust source that is, or could be, committed; relative to the root.
 pub(crate) fn rust_sources() -> Result<Vec<PathBuf>> {
     files(&["*.rs"])

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use sps_images::inspect::inspect;
+use sps_images::inspect::{InspectReport, inspect};
 use sps_images::{BuildDirs, FirmwareSpec, Source, build_firmware};
 
 use crate::{placement, sample, slotd};
@@ -19,6 +19,7 @@ fn two_builds_of_the_debian_tree_are_the_same_bits() {
     let overlay = scratch.path().join("overlay");
     fs::create_dir_all(overlay.join("usr/lib/sps")).unwrap();
     fs::write(overlay.join("usr/lib/sps/extra"), "laid over\n").unwrap();
+    fs::write(overlay.join("usr/lib/sps/slotd"), "stands for slotd\n").unwrap();
     let mut spec = FirmwareSpec::new("8.0.1", Source::Debian { overlay: Some(overlay), initrd: None });
     let (one, two) = (scratch.path().join("1.iso"), scratch.path().join("2.iso"));
     let built = build_firmware(&spec, &dirs, &sample::pki(), Some(&one)).unwrap();
@@ -35,6 +36,7 @@ fn two_builds_of_the_debian_tree_are_the_same_bits() {
         "recovery.efi",
         "files.ndjson.zst",
         "root.erofs",
+        "sbom.spdx.json",
     ];
     placement::assert_streamable(&image, &expected);
     // The unified kernel image names the root that it starts.
@@ -48,8 +50,27 @@ fn two_builds_of_the_debian_tree_are_the_same_bits() {
     let report = inspect(&one, &sample::pki().keyring_dir(), &dirs).unwrap();
     assert!(report.ok(), "{report}");
     slotd::assert_accepted(&built);
+    a_changed_sbom_is_found(&image, &report, &one, &dirs);
 
     spec.version = "8.0.2".into();
     let other = build_firmware(&spec, &dirs, &sample::pki(), Some(&two)).unwrap();
     assert_ne!(other.manifest.root.verity.root_hash, built.manifest.root.verity.root_hash);
+}
+
+/// It lies outside the directory that slotd reads, and is signed all the same.
+fn a_changed_sbom_is_found(image: &[u8], report: &InspectReport, iso: &Path, dirs: &BuildDirs) {
+    let judged = |report: &InspectReport| {
+        let check = report.checks.iter().find(|check| check.name == "SBOM").unwrap();
+        (check.ok, check.detail.clone())
+    };
+    let (ok, detail) = judged(report);
+    assert!(ok && detail.ends_with(" packages, as signed"), "{detail}");
+    let number: usize = detail.split(' ').next().unwrap().parse().unwrap();
+    assert!(number > 250, "{detail}");
+    let found = |text: &str| image.windows(text.len()).position(|window| window == text.as_bytes());
+    assert!(found("pkg:deb/debian/systemd@").is_some() && found("pkg:cargo/ring@").is_some());
+    let flipped = sample::flipped(iso, found("pkg:deb/debian/systemd@").unwrap());
+    let report = inspect(&flipped, &sample::pki().keyring_dir(), dirs).unwrap();
+    let (ok, detail) = judged(&report);
+    assert!(!ok && detail.starts_with("SHA-256 is "), "{detail}");
 }

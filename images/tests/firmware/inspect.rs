@@ -109,3 +109,17 @@ fn what_is_no_iso_is_reported() {
         inspect(&scratch.path().join("absent.iso"), &sample::pki().keyring_dir(), &sample::dirs()).is_err()
     );
 }
+
+#[test]
+fn a_signed_list_of_contents_must_be_there() {
+    let scratch = sample::scratch();
+    let tree = scratch.path().join("tree");
+    sample::tree(&tree, &["a"]);
+    let mut spec = sample::spec(&tree);
+    spec.meta.insert("sbom_sha256".into(), "0".repeat(64));
+    let iso = scratch.path().join("without.iso");
+    let built = sps_images::build_firmware(&spec, &sample::dirs(), &sample::pki(), Some(&iso)).unwrap();
+    let report = report(&built.iso);
+    assert_eq!(failed(&report), ["SBOM"], "{report}");
+    assert!(report.to_string().contains("/sbom.spdx.json is not on the ISO"), "{report}");
+}

@@ -125,11 +125,9 @@ impl Shelf {
 
 /// What an appliance of this product would run: slotd, spsctl, their configuration, and the trusted keys.
 fn lay_out_overlay(setting: &Setting<'_>, machine: &Machine, overlay: &Path) -> Result<()> {
-    overlay::lay_out(overlay, setting.units, &machine.pki.keyring_dir())?;
+    overlay::lay_out(overlay, setting.sources, &machine.pki.keyring_dir())?;
     overlay::put(overlay, &setting.programs.join("slotd"), SPS_IN_ROOT)?;
     overlay::put(overlay, &setting.programs.join("spsctl"), "/usr/bin")?;
-    overlay::put(overlay, &setting.units.join("slotd.toml"), SPS_IN_ROOT)?;
-    overlay::put(overlay, &setting.units.join("sysusers.d/sps.conf"), "/usr/lib/sysusers.d")?;
     put_program(overlay, "upgrade-checks.d/10-memory", GOOD_CHECK)?;
     put_program(overlay, "health-checks.d/10-services", GOOD_HEALTH)
 }

@@ -41,8 +41,8 @@ pub struct Setting<'a> {
     pub dirs: &'a BuildDirs,
     /// Directory of slotd and spsctl, built.
     pub programs: &'a Path,
-    /// The repository's `systemd` directory.
-    pub units: &'a Path,
+    /// Root directory of the sources.
+    pub sources: &'a Path,
 }
 
 /// Runs the demo; true when every step showed what it should. Whatever happens, no process and no file of it is left.

@@ -10,6 +10,7 @@ use slotd::domain::manifest::UpgradeFrom;
 use sps_images::appliance::disk::{self, Sizes};
 use sps_images::appliance::{self, Parts};
 use sps_images::debian::debian_tree;
+use sps_images::package::Programs;
 use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
 
 use crate::bus::program;
@@ -25,19 +26,21 @@ pub struct Builder {
     dirs: BuildDirs,
     pki: Pki,
     work: PathBuf,
-    programs: PathBuf,
+    programs: Programs,
 }
 
 impl Builder {
     /// In `work`, an existing directory.
     pub fn new(dirs: BuildDirs, work: &Path) -> anyhow::Result<Self> {
         let pki = Pki::open_or_create(work.join("pki"), "vm")?;
-        let programs = work.join("programs");
-        fs::create_dir(&programs)?;
-        for (name, _) in appliance::PROGRAMS {
-            let strip = Command::new("strip").arg("-o").arg(programs.join(name)).arg(program(name)?).status();
+        let directory = work.join("programs");
+        fs::create_dir(&directory)?;
+        for name in ["mount-data", "slotd", "sps-health", "spsctl", "upgrade-check"] {
+            let strip =
+                Command::new("strip").arg("-o").arg(directory.join(name)).arg(program(name)?).status();
             ensure!(strip.context("strip (package binutils)")?.success(), "strip {name}");
         }
+        let programs = Programs { directory, slotboot: program("static/slotboot")? };
         Ok(Self { dirs, pki, work: work.to_owned(), programs })
     }
 
@@ -49,8 +52,8 @@ impl Builder {
     ) -> anyhow::Result<Built> {
         let work = self.work.join(version);
         fs::create_dir(&work)?;
-        let systemd = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
-        let parts = Parts { programs: &self.programs, systemd: &systemd, keyring: &self.pki.keyring_dir() };
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let parts = Parts { programs: &self.programs, sources: &sources, keyring: &self.pki.keyring_dir() };
         let overlays = appliance::lay_out(&parts, &work)?;
         let units = overlays.root.join("usr/lib/systemd/system");
         fs::write(units.join("test-shell.service"), SHELL)?;

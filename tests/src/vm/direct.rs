@@ -35,9 +35,7 @@ pub fn build_dirs() -> anyhow::Result<BuildDirs> {
 /// A bootable firmware with slotd, the keys of `keyring` and `script`.
 pub fn firmware(version: &str, keyring: &Path, work: &Path, script: &str) -> anyhow::Result<FirmwareSpec> {
     let overlay = work.join("overlay");
-    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
-    overlay::lay_out(&overlay, &ours, keyring)?;
-    overlay::put(&overlay, &ours.join("polkit-1/rules.d/50-sps.rules"), "/usr/share/polkit-1/rules.d")?;
+    overlay::lay_out(&overlay, &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), keyring)?;
     for (name, to) in [
         ("slotd", "/usr/lib/sps"),
         ("upgrade-check", "/usr/lib/sps"),
