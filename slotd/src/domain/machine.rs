@@ -406,7 +406,10 @@ impl Machine {
 
     fn confirm(&self, at: u64) -> Result<Vec<Effect>, Refusal> {
         let Some((slot, root_hash)) = self.booted else { return Err(Refusal::NothingRuns) };
-        self.ready()?;
+        let unreadable = matches!(self.loader, LoaderFound::Unreadable(_)) && self.in_trial().is_none();
+        if !unreadable || self.state.is_none() {
+            self.ready()?;
+        }
         let firmware = self.firmware(slot).filter(|firmware| firmware.root_hash == root_hash);
         let firmware = firmware.ok_or(Refusal::Bad(slot))?;
         if let Some(pending) = self.in_trial() {
@@ -414,15 +417,15 @@ impl Machine {
             return Ok(first.into_iter().chain(Self::settle_confirmed(slot, firmware, at)).collect());
         }
         let record = self.confirmed_record().filter(|known| self.is_there(known.slot, known.root_hash));
-        match record {
-            // The first firmware of an appliance, or one that recovery has put in the place of the last.
-            None if self.default_slot().is_none_or(|default| default == slot) => {
-                Ok(Self::settle_confirmed(slot, firmware, at))
-            }
-            // The default, or one that somebody picked by hand, which stays what it is.
-            None | Some(_) if self.boots(slot) > 0 => Ok(vec![Effect::Write(Change::ResetBoots(slot))]),
-            None | Some(_) => Ok(Vec::new()),
+        // The first firmware of an appliance, or one that recovery has put in the place of the last. Settings that say
+        // nothing are made anew.
+        if record.is_none() && (unreadable || self.default_slot().is_none_or(|default| default == slot)) {
+            return Ok(Self::settle_confirmed(slot, firmware, at));
         }
+        // The default, or one that somebody picked by hand, which stays what it is.
+        let healed = self.heal_loader().filter(|_| unreadable);
+        let counted = (self.boots(slot) > 0).then_some(Effect::Write(Change::ResetBoots(slot)));
+        Ok(healed.into_iter().chain(counted).collect())
     }
 
     fn settle_confirmed(slot: SlotId, firmware: &Firmware, at: u64) -> Vec<Effect> {

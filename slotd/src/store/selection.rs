@@ -167,11 +167,14 @@ impl Store {
         }
     }
 
-    /// The running firmware as a fresh state has it: confirmed, if it is the loader's default.
+    /// The running firmware as a fresh state has it: confirmed, if it is the loader's default, or nothing can be told of
+    /// that.
     pub(super) fn confirmed_by_operator(&self) -> Option<Confirmed> {
         self.look_at_loader();
         let machine = self.machine();
-        let (slot, root_hash) = machine.booted.filter(|(slot, _)| machine.default_slot() == Some(*slot))?;
+        let unreadable = matches!(machine.loader, LoaderFound::Unreadable(_));
+        let is_default = |slot| unreadable || machine.default_slot() == Some(slot);
+        let (slot, root_hash) = machine.booted.filter(|(slot, _)| is_default(*slot))?;
         Some(Confirmed { slot, root_hash, at: (self.now)(), before: None, unknown: BTreeMap::new() })
     }
 

@@ -226,6 +226,36 @@ fn settings_that_cannot_be_read_do_not_keep_a_dead_firmware_running() {
     assert_eq!(after.default_slot(), Some(id(1)));
 }
 
+/// Found by fuzzing: with the state lost as well, nobody could make them anew.
+#[test]
+fn a_healthy_firmware_makes_settings_anew_that_cannot_be_read() {
+    let unreadable = |machine: Machine| Machine { loader: LoaderFound::Unreadable("torn".into()), ..machine };
+    let confirm = Event::Confirm { at: 9 };
+    // After a reset nothing is known to be confirmed: what runs becomes it.
+    let mut reset = unreadable(machine());
+    reset.state = Some(State::default());
+    let (confirmed, effects) = step(&reset, &confirm).unwrap();
+    assert_eq!(steps(&effects), plan::CONFIRM[1..]);
+    assert!(confirmed.confirmed() && confirmed.default_slot() == Some(id(1)));
+    // So does it in the place of a confirmed one that is gone.
+    let mut gone = unreadable(machine());
+    gone.slots.insert(id(1), Holds::Bad);
+    gone.booted = Some((id(2), firmware(2).root_hash));
+    assert_eq!(steps(&step(&gone, &confirm).unwrap().1), plan::CONFIRM[1..]);
+    // What was confirmed stays the default, whatever runs.
+    let mut by_hand = unreadable(started(&machine()));
+    by_hand.booted = Some((id(2), firmware(2).root_hash));
+    assert_eq!(step(&by_hand, &confirm).unwrap().1, [Effect::SetDefault(Entry::Slot(id(1)))]);
+    by_hand.booted = Some((id(1), firmware(1).root_hash));
+    let healed = [Effect::SetDefault(Entry::Slot(id(1))), Effect::Write(Change::ResetBoots(id(1)))];
+    assert_eq!(step(&by_hand, &confirm).unwrap().1, healed);
+    // A trial is decided with settings that are known, and nothing without the state.
+    assert!(matches!(step(&unreadable(trial()), &confirm), Err(Refusal::Loader(_))));
+    let lost = Machine { state: None, ..machine() };
+    assert_eq!(step(&lost, &confirm), Err(Refusal::StateLost));
+    assert!(step(&unreadable(lost), &confirm).is_err());
+}
+
 #[test]
 fn a_revert_needs_a_sound_firmware_that_is_not_revoked() {
     let revert = |slot| Event::Revert { slot, order: order() };
