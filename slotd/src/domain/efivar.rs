@@ -9,6 +9,8 @@ pub const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 pub const DEFAULT: &str = "LoaderEntryDefault";
 /// Started once; the loader removes it before it starts that.
 pub const ONE_SHOT: &str = "LoaderEntryOneShot";
+/// What the loader has started; it sets this at every start.
+pub const STARTED: &str = "LoaderEntrySelected";
 /// Kept without power, for the loader and for us: `NON_VOLATILE`, `BOOTSERVICE_ACCESS`, `RUNTIME_ACCESS`.
 pub const ATTRIBUTES: u32 = 7;
 /// Longest variable, attributes included, in bytes.

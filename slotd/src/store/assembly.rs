@@ -173,6 +173,7 @@ impl Store {
             read_back: parts.read_back,
             now: parts.environment.now,
             booted_hash: root_hash_of(&parts.environment.cmdline),
+            started: parts.loader.as_ref().and_then(|loader| loader.as_ref().ok()?.started()?.slot()),
             keyring,
             known: RwLock::new(slots.iter().map(|_| Arc::default()).collect()),
             slots,

@@ -70,6 +70,8 @@ pub struct Store {
     now: fn() -> u64,
     /// Root hash on the kernel's command line.
     booted_hash: Option<String>,
+    /// The slot that the loader says it has started.
+    started: Option<SlotId>,
     keyring: Result<Arc<Keyring>, String>,
     slots: Vec<Slot>,
     esp: Result<Arc<dyn Esp>, String>,

@@ -17,9 +17,9 @@ use super::{Slot, Store};
 use crate::device::loader::Loader;
 use crate::domain::boot::Entry;
 use crate::domain::machine::{
-    Change, Effect, Event, Firmware, Holds, LoaderFound, Machine, Order, Refusal, step,
+    Change, Effect, Event, Firmware, Holds, LoaderFound, LostRoot, Machine, Order, Refusal, step,
 };
-use crate::domain::manifest::parse_utc;
+use crate::domain::manifest::{Sha256Hex, parse_utc};
 use crate::domain::slot_state::Content;
 use crate::domain::state::{Confirmed, SelectionKind, State, UpgradeOutcome};
 
@@ -128,14 +128,34 @@ impl Store {
     pub fn count_start(&self) -> Result<Start, Failure> {
         let _turn = self.turn();
         let decided = self.decide(&Event::Initrd { at: (self.now)() })?;
-        let done = self.carry_out(&decided);
+        self.carry_out_in_initrd(&decided)?;
+        Ok(if decided.contains(&Effect::StartAgain) { Start::Again } else { Start::GoOn })
+    }
+
+    /// Chooses another firmware where [`Store::slot_of_root`] finds none; where a slot that cannot be read may hold it, only
+    /// at the limit of starts. True when another was chosen.
+    pub fn fall_back(&self) -> Result<bool, Failure> {
+        let _turn = self.turn();
+        let Some(hash) = self.booted_hash.clone().and_then(|hash| Sha256Hex::try_from(hash).ok()) else {
+            return Ok(false);
+        };
+        let unreadable =
+            |known: &std::sync::Arc<Known>| matches!(known.content, Content::Bad { class: "unreadable", .. });
+        let unsure = self.known.read().unwrap_or_else(PoisonError::into_inner).iter().any(unreadable);
+        let root = LostRoot { hash, told: self.started, unsure };
+        let decided = self.decide(&Event::RootLost { root, at: (self.now)() })?;
+        self.carry_out_in_initrd(&decided)?;
+        Ok(decided.contains(&Effect::StartAgain))
+    }
+
+    fn carry_out_in_initrd(&self, decided: &[Effect]) -> Result<(), StoreError> {
+        let done = self.carry_out(decided);
         if done.is_err() {
             // A loader that cannot be written does not keep the state from saying that the trial is over.
             let ended = |effect: &&Effect| matches!(effect, Effect::Write(Change::Ended { .. }));
             self.carry_out(&decided.iter().filter(ended).cloned().collect::<Vec<_>>())?;
         }
-        done?;
-        Ok(if decided.contains(&Effect::StartAgain) { Start::Again } else { Start::GoOn })
+        done
     }
 
     /// What an interruption has left of a selection is put in order. What fails shows in the warnings.

@@ -106,7 +106,15 @@ impl Store {
         let runs = |known: &Arc<Known>| {
             known.installed.as_ref().is_some_and(|i| i.manifest.root.verity.root_hash.to_string() == *hash)
         };
-        self.slots.iter().zip(known.iter()).find(|(_, known)| runs(known)).map(|(slot, _)| slot.id)
+        self.started_of(
+            self.slots.iter().zip(known.iter()).filter(|(_, known)| runs(known)).map(|(slot, _)| slot.id),
+        )
+    }
+
+    /// Of slots that hold the same root, the one that the loader says it has started; else the first.
+    pub(super) fn started_of(&self, same: impl Iterator<Item = SlotId>) -> Option<SlotId> {
+        let same: Vec<SlotId> = same.collect();
+        self.started.filter(|started| same.contains(started)).or_else(|| same.first().copied())
     }
 
     /// What is known of the running firmware.

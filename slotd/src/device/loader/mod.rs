@@ -21,6 +21,10 @@ pub trait Loader: Send + Sync + fmt::Debug {
     fn set_one_shot(&self, entry: Option<&Entry>) -> Result<(), LoaderError>;
     /// Sets the default, in every copy that the loader has of it.
     fn set_default(&self, entry: &Entry) -> Result<(), LoaderError>;
+    /// What it says that it has started this time; `None` where it does not say.
+    fn started(&self) -> Option<Entry> {
+        None
+    }
 }
 
 /// Why the loader's settings cannot be read or written.

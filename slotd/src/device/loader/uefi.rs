@@ -195,6 +195,14 @@ impl<V: Variables, C: Conf> Loader for SystemdBoot<V, C> {
         set_variable(&*variables, efivar::DEFAULT, &value)?;
         self.write_conf(&conf)
     }
+
+    fn started(&self) -> Option<Entry> {
+        let variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        match variable(&*variables, efivar::STARTED) {
+            Ok(Copy::Entry(entry)) => Some(entry),
+            Ok(Copy::Absent | Copy::Broken(_)) | Err(_) => None,
+        }
+    }
 }
 
 fn value(entry: &Entry) -> String {
