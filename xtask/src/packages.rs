@@ -27,6 +27,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg", For::Test),
     ("dosfstools", "mkfs.vfat", For::Test),
     ("e2fsprogs", "mkfs.ext4", For::Test),
+    ("efibootmgr", "efibootmgr", For::Test),
     ("efivar", "efivar", For::Test),
     ("erofs-utils", "mkfs.erofs", For::Test),
     ("faketime", "faketime", For::Test),

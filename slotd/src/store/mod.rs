@@ -96,6 +96,8 @@ pub struct Store {
     tests: Mutex<Vec<Passed>>,
     /// What is known of the recovery image.
     recovery: RwLock<Arc<RecoveryImage>>,
+    /// Why the system firmware cannot be told what to start.
+    firmware_warning: RwLock<Option<String>>,
 }
 
 #[derive(Debug)]

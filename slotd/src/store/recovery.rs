@@ -146,6 +146,14 @@ impl Store {
         if sound { remove_others(esp, &stem) } else { Ok(()) }
     }
 
+    /// The file of a sound one.
+    pub(super) fn recovery_file(&self) -> Option<String> {
+        match &*self.recovery_image() {
+            RecoveryImage::Sound(manifest) => Some(format!("{PREFIX}{}.efi", manifest.version)),
+            RecoveryImage::Absent | RecoveryImage::Bad(_) => None,
+        }
+    }
+
     /// Whether there is one, sound or not.
     pub(super) fn has_recovery(&self) -> bool {
         !matches!(*self.recovery_image(), RecoveryImage::Absent)

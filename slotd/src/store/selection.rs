@@ -94,7 +94,21 @@ impl Store {
         let trial = self.machine().trial();
         let decided = self.decide(&Event::Confirm { at: self.judging_time() })?;
         self.carry_out(&decided)?;
+        self.settle_firmware();
         Ok(trial)
+    }
+
+    /// The system firmware starts the loader first and the recovery image second, and the loader is that of the running
+    /// firmware once it is confirmed. What fails shows in the warnings: nothing hangs on it but a worse day.
+    pub(super) fn settle_firmware(&self) {
+        let Ok(loader) = self.loader() else { return };
+        let recovery = self.recovery_file();
+        let done = loader.settle_firmware(recovery.as_deref(), self.machine().confirmed());
+        let failed = done.err().map(|e| super::assembly::describe(&e));
+        if let Some(why) = &failed {
+            warn!(ERROR = %why, "the system firmware is not told what to start: {why}");
+        }
+        *self.firmware_warning.write().unwrap_or_else(PoisonError::into_inner) = failed;
     }
 
     /// The running firmware, in a trial, is not healthy.

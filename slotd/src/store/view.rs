@@ -76,6 +76,12 @@ impl Store {
 
     fn warnings(&self, slots: &[SlotView], machine: &Machine) -> Vec<String> {
         let mut warnings = Self::selection_warnings(machine);
+        let firmware = self.firmware_warning.read().unwrap_or_else(PoisonError::into_inner).clone();
+        warnings.extend(firmware.map(|why| {
+            format!(
+                "The system firmware cannot be told to start the loader first and recovery second: {why}."
+            )
+        }));
         if let Health::Lost(why) = &self.state.get().health {
             warnings.push(format!(
                 "The state is lost ({why}). Nothing can be installed until `spsctl state reset --reason …`."

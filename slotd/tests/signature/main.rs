@@ -117,7 +117,8 @@ fn a_build_date_counts_after_the_signature_was_verified() {
     assert!(matches!(error, SignatureError::Manifest(_)), "{error:?}");
     let error = keyring.verify_as_built(garbage, good()).unwrap_err();
     assert!(matches!(error, SignatureError::Digest { .. }), "{error:?}");
-    let error = keyring.verify_as_built(garbage, &pki().sign(garbage, "by-other", "signer", &[])).unwrap_err();
+    let error =
+        keyring.verify_as_built(garbage, &pki().sign(garbage, "by-other", "signer", &[])).unwrap_err();
     assert!(matches!(error, SignatureError::NoTrustedRoot { .. }), "{error:?}");
     // A chain that ends before the signer does was good when it began.
     let short = self::keyring(&["root-short.pem"], &[]);
