@@ -19,6 +19,7 @@ pub const STANDARD_FILES: [&str; 3] =
 pub const FILE_LIMIT: u64 = 64 * 1024;
 
 const EFIVARS: &str = "/sys/firmware/efi/efivars";
+const LOADER_PROGRAM: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 const GRUB_ENVIRONMENT: &str = "/boot/grub/grubenv";
 const UPGRADE_CHECK: &str = "/usr/lib/sps/upgrade-check";
 const LABEL_LIMIT: usize = 32;
@@ -100,7 +101,7 @@ pub struct Fragment {
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 enum LoaderFragment {
     Grub { environment: Option<PathBuf> },
-    SystemdBoot { variables: Option<PathBuf> },
+    SystemdBoot { variables: Option<PathBuf>, program: Option<PathBuf> },
 }
 
 #[derive(Debug, Deserialize)]
@@ -178,6 +179,8 @@ pub enum LoaderSettings {
     SystemdBoot {
         /// The directory where efivarfs is mounted.
         variables: PathBuf,
+        /// The loader itself, as the running firmware has it.
+        program: PathBuf,
     },
 }
 
@@ -307,9 +310,10 @@ fn loader((file, loader): (PathBuf, LoaderFragment)) -> Result<LoaderSettings, S
         LoaderFragment::Grub { environment } => {
             LoaderSettings::Grub { environment: path("loader.environment", environment, GRUB_ENVIRONMENT)? }
         }
-        LoaderFragment::SystemdBoot { variables } => {
-            LoaderSettings::SystemdBoot { variables: path("loader.variables", variables, EFIVARS)? }
-        }
+        LoaderFragment::SystemdBoot { variables, program } => LoaderSettings::SystemdBoot {
+            variables: path("loader.variables", variables, EFIVARS)?,
+            program: path("loader.program", program, LOADER_PROGRAM)?,
+        },
     })
 }
 
@@ -409,7 +413,8 @@ mod tests {
         let settings = settings(&[SHIPPED]).unwrap();
         assert_eq!(settings.stall_timeout, Duration::from_mins(1));
         assert_eq!(settings.hardware, None);
-        assert_eq!(settings.loader, Some(LoaderSettings::SystemdBoot { variables: EFIVARS.into() }));
+        let (variables, program) = (EFIVARS.into(), LOADER_PROGRAM.into());
+        assert_eq!(settings.loader, Some(LoaderSettings::SystemdBoot { variables, program }));
         assert_eq!((settings.data, settings.configuration), (None, None));
         assert_eq!((settings.check_runner, settings.recycle_fallback), (None, None));
         assert_eq!(settings.upgrade_check, Path::new("/usr/lib/sps/upgrade-check"));
@@ -469,7 +474,7 @@ mod tests {
 
     #[test]
     fn refusals_name_file_key_and_what_was_expected() {
-        let cases: [(&[&str], &[&str]); 22] = [
+        let cases: [(&[&str], &[&str]); 23] = [
             (&[SHIPPED, "recycle = true"], &["1.toml", "recycle", "expected one of"]),
             (&[SHIPPED, "recycle_fallback = 1"], &["1.toml", "recycle_fallback", "boolean"]),
             (&[SHIPPED, "data = \"data\""], &["1.toml", "data", "absolute"]),
@@ -484,6 +489,7 @@ mod tests {
                 &["loader.environment", "absolute"],
             ),
             (&[SHIPPED, "loader = {kind = \"systemd-boot\", variables = \"v\"}"], &["loader.variables"]),
+            (&[SHIPPED, "loader = {kind = \"systemd-boot\", program = \"p\"}"], &["loader.program"]),
             (&[SHIPPED, "compatible = 3"], &["1.toml", "compatible", "string"]),
             (&[SHIPPED, "slot = [{id = 1, label = \"A\", device = \"/d\", size = 1}]"], &["1.toml", "size"]),
             (&["compatible = \"x\""], &["keyring", "set nowhere"]),

@@ -3,7 +3,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use slotd::device::loader::efivarfs::Efivarfs;
+use slotd::device::loader::uefi::SystemdBoot;
+use slotd::domain::efivar;
 use slotd::store::{InstallRequest, Progress, SlotWord, Store, VerifyMode};
 use sps_base::error::ErrorKind;
 use sps_base::slot::SlotId;
@@ -54,4 +58,30 @@ fn an_iso_is_installed_verified_and_deleted() {
     assert_eq!(word(&store, 1), SlotWord::Empty);
     assert_eq!(store.delete(slot(1)).unwrap_err().kind, ErrorKind::SlotEmpty);
     assert!(fs::metadata(lab.slot(1)).unwrap().len() == 64 << 20);
+}
+
+#[test]
+fn of_two_slots_with_the_same_root_the_one_runs_that_the_loader_has_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let workshop = Workshop::new(&dir.path().join("build")).unwrap();
+    let built = workshop.build(&workshop.spec("8.0.1", 1).unwrap(), "a.iso").unwrap();
+    let lab = Lab::new(&dir.path().join("lab"), &workshop.keyring(), 2, 16 << 20).unwrap();
+    install(&lab.store("").unwrap(), File::open(&built.iso).unwrap(), &InstallRequest::default()).unwrap();
+    fs::copy(lab.slot(1), lab.slot(2)).unwrap();
+    let cmdline = format!("roothash={} ro", built.manifest.root.verity.root_hash);
+    let variables = lab.root.join("efivars");
+    fs::create_dir(&variables).unwrap();
+    for (started, slot_of_root) in
+        [("", 1), ("sps-slot-1.efi", 1), ("sps-slot-2.efi", 2), ("sps-recovery-8.efi", 1)]
+    {
+        if let Ok(bytes) = efivar::encode(started) {
+            fs::write(variables.join(efivar::file_name(efivar::STARTED)), bytes).unwrap();
+        }
+        let mut parts = lab.assembly(&cmdline).unwrap();
+        let loader = SystemdBoot::new(Efivarfs::new(&variables), &lab.root.join("esp"));
+        parts.loader = Some(Ok(Arc::new(loader)));
+        let store = Store::look(parts);
+        assert_eq!(store.slot_of_root(), Some(slot(slot_of_root)), "{started}");
+        assert_eq!(store.summary().booted, slot(slot_of_root), "{started}");
+    }
 }

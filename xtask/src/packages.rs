@@ -29,6 +29,7 @@ const TABLE: &[(&str, &str, For)] = &[
     ("dosfstools", "mkfs.vfat", For::Test),
     ("dpkg", "dpkg-deb", For::Test),
     ("e2fsprogs", "mkfs.ext4", For::Test),
+    ("efibootmgr", "efibootmgr", For::Test),
     ("efivar", "efivar", For::Test),
     ("erofs-utils", "mkfs.erofs", For::Test),
     ("faketime", "faketime", For::Test),

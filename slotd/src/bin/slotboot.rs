@@ -26,8 +26,7 @@ const START_AGAIN: u8 = 10;
 
 /// Finds the slot of the booted root hash, counts this start, and falls back at the limit.
 ///
-/// Exit codes: 0 the root may be opened; 1 no slot holds the booted root hash, or nothing could be read; 10 another firmware
-/// was chosen: reboot.
+/// Exit codes: 0 the root may be opened; 1 there is no root to open now, start again; 10 another firmware was chosen: reboot.
 #[derive(Debug, Parser)]
 #[command(name = "slotboot", version)]
 struct Arguments {
@@ -119,9 +118,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         tracing::warn!("{warning}");
     }
     let Some(slot) = store.slot_of_root() else {
-        bail!(
-            "no slot holds the root hash of the kernel's command line; the recovery image has to look into it"
-        );
+        const NOWHERE: &str = "no slot holds the root hash of the kernel's command line";
+        return match store.fall_back() {
+            Ok(true) => {
+                tracing::error!("{NOWHERE}; another firmware is started");
+                Ok(ExitCode::from(START_AGAIN))
+            }
+            Ok(false) => bail!("{NOWHERE}"),
+            Err(failure) => bail!("{NOWHERE}, and no other can be chosen: {failure}"),
+        };
     };
     if summary.booted != slot {
         tracing::error!(

@@ -8,5 +8,6 @@ pub mod esp;
 pub mod kernel;
 pub mod loader;
 pub mod medium;
+pub mod partition;
 pub mod probe;
 pub mod source;

@@ -9,6 +9,10 @@ pub const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 pub const DEFAULT: &str = "LoaderEntryDefault";
 /// Started once; the loader removes it before it starts that.
 pub const ONE_SHOT: &str = "LoaderEntryOneShot";
+/// GUID of the partition that the loader was started from; it sets this at every start.
+pub const DEVICE: &str = "LoaderDevicePartUUID";
+/// What the loader has started; it sets this at every start.
+pub const STARTED: &str = "LoaderEntrySelected";
 /// Kept without power, for the loader and for us: `NON_VOLATILE`, `BOOTSERVICE_ACCESS`, `RUNTIME_ACCESS`.
 pub const ATTRIBUTES: u32 = 7;
 /// Longest variable, attributes included, in bytes.
@@ -54,7 +58,12 @@ pub enum EfivarError {
 
 /// Name of the variable's file in efivarfs.
 pub fn file_name(variable: &str) -> String {
-    format!("{variable}-{VENDOR}")
+    file_name_of(variable, VENDOR)
+}
+
+/// The same of a variable of another vendor.
+pub fn file_name_of(variable: &str, vendor: &str) -> String {
+    format!("{variable}-{vendor}")
 }
 
 /// The bytes of a variable with this text.

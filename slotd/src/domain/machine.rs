@@ -16,6 +16,7 @@ use super::state::{
 };
 
 mod facts;
+mod initrd;
 mod refusal;
 
 pub use refusal::Refusal;
@@ -123,6 +124,24 @@ pub enum Event {
         /// When.
         at: u64,
     },
+    /// The initrd runs, and the root that it was booted for is in no slot.
+    RootLost {
+        /// What is known of it.
+        root: LostRoot,
+        /// When.
+        at: u64,
+    },
+}
+
+/// A root that is in no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostRoot {
+    /// Its hash, of the kernel's command line.
+    pub hash: Sha256Hex,
+    /// The slot that the loader says it has started.
+    pub told: Option<SlotId>,
+    /// A slot cannot be read at all, so it may be in that one.
+    pub unsure: bool,
 }
 
 /// Who wants a selection, and why.
@@ -267,10 +286,6 @@ fn end(state: &mut State, outcome: UpgradeOutcome, reason: &str, refused: bool, 
     state.last_upgrade = Some(LastUpgrade { selection, outcome, reason, at, unknown: BTreeMap::new() });
 }
 
-fn times(count: u32) -> String {
-    if count == 1 { "once".to_owned() } else { format!("{count} times") }
-}
-
 /// The first `limit` bytes, whole characters.
 fn shortened(text: &str, limit: usize) -> String {
     let ends = text.char_indices().map(|(at, one)| at + one.len_utf8());
@@ -298,6 +313,7 @@ impl Machine {
             Event::Revert { slot, order } => self.revert(*slot, order),
             Event::Start { at } => Ok(self.start(*at)),
             Event::Initrd { at } => Ok(self.initrd(*at)),
+            Event::RootLost { root, at } => Ok(self.root_lost(root, *at)),
         }
     }
 
@@ -406,7 +422,10 @@ impl Machine {
 
     fn confirm(&self, at: u64) -> Result<Vec<Effect>, Refusal> {
         let Some((slot, root_hash)) = self.booted else { return Err(Refusal::NothingRuns) };
-        self.ready()?;
+        let unreadable = matches!(self.loader, LoaderFound::Unreadable(_)) && self.in_trial().is_none();
+        if !unreadable || self.state.is_none() {
+            self.ready()?;
+        }
         let firmware = self.firmware(slot).filter(|firmware| firmware.root_hash == root_hash);
         let firmware = firmware.ok_or(Refusal::Bad(slot))?;
         if let Some(pending) = self.in_trial() {
@@ -414,15 +433,15 @@ impl Machine {
             return Ok(first.into_iter().chain(Self::settle_confirmed(slot, firmware, at)).collect());
         }
         let record = self.confirmed_record().filter(|known| self.is_there(known.slot, known.root_hash));
-        match record {
-            // The first firmware of an appliance, or one that recovery has put in the place of the last.
-            None if self.default_slot().is_none_or(|default| default == slot) => {
-                Ok(Self::settle_confirmed(slot, firmware, at))
-            }
-            // The default, or one that somebody picked by hand, which stays what it is.
-            None | Some(_) if self.boots(slot) > 0 => Ok(vec![Effect::Write(Change::ResetBoots(slot))]),
-            None | Some(_) => Ok(Vec::new()),
+        // The first firmware of an appliance, or one that recovery has put in the place of the last. Settings that say
+        // nothing are made anew.
+        if record.is_none() && (unreadable || self.default_slot().is_none_or(|default| default == slot)) {
+            return Ok(Self::settle_confirmed(slot, firmware, at));
         }
+        // The default, or one that somebody picked by hand, which stays what it is.
+        let healed = self.heal_loader().filter(|_| unreadable);
+        let counted = (self.boots(slot) > 0).then_some(Effect::Write(Change::ResetBoots(slot)));
+        Ok(healed.into_iter().chain(counted).collect())
     }
 
     fn settle_confirmed(slot: SlotId, firmware: &Firmware, at: u64) -> Vec<Effect> {
@@ -509,85 +528,6 @@ impl Machine {
         };
         (!as_wanted && self.is_there(confirmed.slot, confirmed.root_hash))
             .then_some(Effect::SetDefault(wanted))
-    }
-
-    /// Counts this start, or ends it when there were too many. With a lost state nothing is counted: boot goes on. Loader
-    /// settings that cannot be read keep nothing from being counted, and are made anew at the limit.
-    fn initrd(&self, at: u64) -> Vec<Effect> {
-        let counts = self.state.is_some() && self.loader != LoaderFound::None;
-        let Some((slot, _)) = self.booted.filter(|_| counts) else { return Vec::new() };
-        let limit = if self.trial() { TRIAL_LIMIT } else { DEFAULT_LIMIT };
-        let count = self.boots(slot);
-        if count < limit {
-            return vec![Effect::Write(Change::CountBoot(slot))];
-        }
-        if let Some(decided) = self.roll_forward(slot, at) {
-            return decided;
-        }
-        // First nothing is started once: a loader that could not forget it would start what is not pending any more.
-        let left = self.selection().is_some_and(|selection| selection.one_shot.is_some());
-        let mut effects: Vec<Effect> = left.then_some(Effect::SetOneShot(None)).into_iter().collect();
-        if matches!(self.loader, LoaderFound::Unreadable(_)) {
-            // Or what is started now is started for ever: no slotd has come so far as to do it.
-            effects.extend(self.heal_loader());
-        }
-        let mut given_up = None;
-        if let Some(pending) = self.pending() {
-            let reason = if self.trial() {
-                format!("it was started {} and never confirmed", times(count))
-            } else {
-                format!("slot {slot} was started {} meanwhile and never confirmed", times(count))
-            };
-            effects.push(Self::failed(&reason, self.trial() || self.boots(pending.slot) > 0, at));
-            given_up = Some(pending.slot);
-        }
-        effects.extend(self.elsewhere(slot, given_up, at));
-        effects.push(Effect::StartAgain);
-        effects
-    }
-
-    /// At the limit, a firmware that was found healthy is the default all the same; it gets the starts of one.
-    fn roll_forward(&self, running: SlotId, at: u64) -> Option<Vec<Effect>> {
-        let pending = self.pending().filter(|pending| pending.confirming)?;
-        let firmware = self.firmware(pending.slot).filter(|found| found.root_hash == pending.root_hash)?;
-        let mut effects = Self::settle_confirmed(pending.slot, firmware, at);
-        // Not in the initrd: slotd does it when it starts.
-        effects.retain(|effect| !matches!(effect, Effect::RefreshRecovery(_)));
-        effects.push(if pending.slot == running {
-            Effect::Write(Change::CountBoot(running))
-        } else {
-            Effect::StartAgain
-        });
-        Some(effects)
-    }
-
-    /// Where to go when the firmware in `slot` does not start well.
-    fn elsewhere(&self, slot: SlotId, given_up: Option<SlotId>, at: u64) -> Vec<Effect> {
-        let spent = |other: SlotId| self.boots(other) >= DEFAULT_LIMIT;
-        let default = self.default_slot().filter(|default| *default != slot && !spent(*default));
-        if default.is_some_and(|default| self.firmware(default).is_some()) {
-            return Vec::new();
-        }
-        let before = self.confirmed_record().and_then(|confirmed| confirmed.before);
-        let candidate = |other: SlotId, firmware: &Firmware| {
-            other != slot
-                && Some(other) != given_up
-                && self.boots(other) == 0
-                && !self.refused(firmware.root_hash)
-        };
-        let earlier = before.map(|(other, _)| other).filter(|other| {
-            self.firmware(*other)
-                .is_some_and(|f| candidate(*other, f) && Some((*other, f.root_hash)) == before)
-        });
-        let order = Order {
-            message: format!("slot {slot} was started {} times without a sign of health", self.boots(slot)),
-            who: "slotboot".to_owned(),
-            at,
-        };
-        let chosen = earlier.or_else(|| self.newest(candidate));
-        chosen
-            .and_then(|other| self.select(other, SelectionKind::Fallback, &order).ok())
-            .unwrap_or_else(|| vec![Effect::SetOneShot(Some(Entry::Recovery))])
     }
 }
 

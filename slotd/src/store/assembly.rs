@@ -14,9 +14,11 @@ use super::{Slot, Store};
 use crate::device::esp::{DirectoryEsp, Esp};
 use crate::device::loader::Loader;
 use crate::device::loader::efivarfs::Efivarfs;
+use crate::device::loader::firmware::Firmware;
 use crate::device::loader::grub::{FileBlock, Grub};
 use crate::device::loader::uefi::SystemdBoot;
 use crate::device::medium::{FileMedium, Medium};
+use crate::device::partition::EspDevice;
 use crate::domain::machine::LoaderFound;
 use crate::domain::signature::Keyring;
 use crate::settings::{LoaderSettings, Settings};
@@ -121,8 +123,10 @@ impl Assembly {
 fn open_loader(settings: &LoaderSettings, esp: &Path) -> Arc<dyn Loader> {
     match settings {
         LoaderSettings::Grub { environment } => Arc::new(Grub::new(FileBlock::new(environment))),
-        LoaderSettings::SystemdBoot { variables } => {
-            Arc::new(SystemdBoot::new(Efivarfs::new(variables), esp))
+        LoaderSettings::SystemdBoot { variables, program } => {
+            let entries = Efivarfs::of_firmware(variables);
+            let firmware = Firmware::new(entries, EspDevice::mounted(esp), esp, program);
+            Arc::new(SystemdBoot::new(Efivarfs::new(variables), esp).started_by(firmware))
         }
     }
 }
@@ -140,6 +144,7 @@ impl Store {
         store.settle();
         store.look_at_recovery();
         store.settle_selection();
+        store.settle_firmware();
         store
     }
 
@@ -173,6 +178,7 @@ impl Store {
             read_back: parts.read_back,
             now: parts.environment.now,
             booted_hash: root_hash_of(&parts.environment.cmdline),
+            started: parts.loader.as_ref().and_then(|loader| loader.as_ref().ok()?.started()?.slot()),
             keyring,
             known: RwLock::new(slots.iter().map(|_| Arc::default()).collect()),
             slots,
@@ -188,6 +194,7 @@ impl Store {
             surroundings: parts.surroundings,
             tests: Mutex::default(),
             recovery: RwLock::default(),
+            firmware_warning: RwLock::default(),
         };
         store.look_at_loader();
         store

@@ -71,7 +71,7 @@ impl Store {
     }
 
     /// The slot whose trailer and manifest name the booted root hash, whatever the keyring says: dm-verity proves the
-    /// root, and a start must not fail for want of a key.
+    /// root, and a start must not fail for want of a key. Where two do, the one that the loader has started.
     pub fn slot_of_root(&self) -> Option<SlotId> {
         let wanted = self.booted_hash.as_ref()?;
         let names = |slot: &&Slot| {
@@ -86,7 +86,7 @@ impl Store {
                 && sha256(&bytes) == trailer.manifest
                 && Manifest::parse(&bytes).is_ok_and(|m| m.root.verity.root_hash.to_string() == *wanted)
         };
-        self.slots.iter().find(names).map(|slot| slot.id)
+        self.started_of(self.slots.iter().filter(names).map(|slot| slot.id))
     }
 
     fn compare_boot_image(&self, id: SlotId, installed: &Installed) -> BootImageFound {

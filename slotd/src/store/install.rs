@@ -75,9 +75,24 @@ impl Store {
         }
         self.refresh(index);
         self.refresh_abandoned();
+        let done = done.and_then(|report| self.confirm_shown(index, slot).map(|()| report));
         drop(reservation);
         kernel::trim_memory();
         Ok(done?)
+    }
+
+    /// Whether the last look has found what was written: who is told that it is installed must see it so.
+    fn confirm_shown(&self, index: usize, slot: &Slot) -> Result<(), StoreError> {
+        let reason = match self.known(index).map(|known| known.content.clone()) {
+            Some(Content::Verified) => return Ok(()),
+            Some(Content::Bad { reason, .. }) => reason,
+            Some(Content::Empty | Content::Writing) | None => "no trailer is there".into(),
+        };
+        let message = format!(
+            "slot {} was written and read back, and cannot be read any more: {reason}; the medium is failing",
+            slot.id
+        );
+        Err(StoreError::refused(ErrorKind::Device, message))
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Store {
     now: fn() -> u64,
     /// Root hash on the kernel's command line.
     booted_hash: Option<String>,
+    /// The slot that the loader says it has started.
+    started: Option<SlotId>,
     keyring: Result<Arc<Keyring>, String>,
     slots: Vec<Slot>,
     esp: Result<Arc<dyn Esp>, String>,
@@ -96,6 +98,8 @@ pub struct Store {
     tests: Mutex<Vec<Passed>>,
     /// What is known of the recovery image.
     recovery: RwLock<Arc<RecoveryImage>>,
+    /// Why the system firmware cannot be told what to start.
+    firmware_warning: RwLock<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -176,8 +180,8 @@ impl Store {
 
     /// Writes a fresh state. The epoch floor becomes that of the running firmware or, when none runs, the highest
     /// among the verified slots; the time floor likewise. An install that was cut is forgotten: its slot is empty. A
-    /// running firmware that is the loader's default counts as confirmed: that is what the operator says. Nothing is
-    /// selected any more.
+    /// running firmware that is the loader's default counts as confirmed: that is what the operator says. So it does
+    /// where the loader's settings cannot be read, and they are made anew. Nothing is selected any more.
     pub fn reset_state(&self, _reason: &str) -> Result<(), Failure> {
         let _writer = self.lock_writer()?;
         let (epoch_floor, time_floor) = self.floors();

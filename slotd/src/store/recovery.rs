@@ -16,7 +16,7 @@ use super::view::nothing;
 use super::{Store, parts};
 use crate::device::esp::Esp;
 use crate::domain::layout::Part;
-use crate::domain::manifest::{BLOCK, MAX_MANIFEST, Manifest, Version, parse_utc};
+use crate::domain::manifest::{BLOCK, MAX_MANIFEST, Manifest, Version};
 use crate::domain::signature::{MAX_SIGNATURE, Verified};
 
 const PREFIX: &str = "sps-recovery-";
@@ -101,8 +101,7 @@ impl Store {
         let keyring =
             self.keyring.as_ref().map_err(|why| StoreError::refused(ErrorKind::Untrusted, why.clone()))?;
         // Dates are judged as of the build: it does not go bad because its signer has expired since.
-        let built = Manifest::parse(&manifest).ok().and_then(|manifest| parse_utc(&manifest.build_date));
-        let verified = keyring.verify_at_rest(&manifest, &signature, built.unwrap_or(0))?;
+        let verified = keyring.verify_as_built(&manifest, &signature)?;
         let file = verified.file(IMAGE).ok_or_else(|| corrupt("its firmware has no recovery image"))?;
         let name = format!("{stem}.efi");
         let same =
@@ -145,6 +144,14 @@ impl Store {
         // Only what is proven lets the others go.
         let sound = matches!(&*self.recovery_image(), RecoveryImage::Sound(found) if found.version == manifest.version);
         if sound { remove_others(esp, &stem) } else { Ok(()) }
+    }
+
+    /// The file of a sound one.
+    pub(super) fn recovery_file(&self) -> Option<String> {
+        match &*self.recovery_image() {
+            RecoveryImage::Sound(manifest) => Some(format!("{PREFIX}{}.efi", manifest.version)),
+            RecoveryImage::Absent | RecoveryImage::Bad(_) => None,
+        }
     }
 
     /// Whether there is one, sound or not.

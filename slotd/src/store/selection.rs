@@ -17,9 +17,9 @@ use super::{Slot, Store};
 use crate::device::loader::Loader;
 use crate::domain::boot::Entry;
 use crate::domain::machine::{
-    Change, Effect, Event, Firmware, Holds, LoaderFound, Machine, Order, Refusal, step,
+    Change, Effect, Event, Firmware, Holds, LoaderFound, LostRoot, Machine, Order, Refusal, step,
 };
-use crate::domain::manifest::parse_utc;
+use crate::domain::manifest::{Sha256Hex, parse_utc};
 use crate::domain::slot_state::Content;
 use crate::domain::state::{Confirmed, SelectionKind, State, UpgradeOutcome};
 
@@ -94,7 +94,21 @@ impl Store {
         let trial = self.machine().trial();
         let decided = self.decide(&Event::Confirm { at: self.judging_time() })?;
         self.carry_out(&decided)?;
+        self.settle_firmware();
         Ok(trial)
+    }
+
+    /// The system firmware starts the loader first and the recovery image second, and the loader is that of the running
+    /// firmware once it is confirmed. What fails shows in the warnings: nothing hangs on it but a worse day.
+    pub(super) fn settle_firmware(&self) {
+        let Ok(loader) = self.loader() else { return };
+        let recovery = self.recovery_file();
+        let done = loader.settle_firmware(recovery.as_deref(), self.machine().confirmed());
+        let failed = done.err().map(|e| super::assembly::describe(&e));
+        if let Some(why) = &failed {
+            warn!(ERROR = %why, "the system firmware is not told what to start: {why}");
+        }
+        *self.firmware_warning.write().unwrap_or_else(PoisonError::into_inner) = failed;
     }
 
     /// The running firmware, in a trial, is not healthy.
@@ -128,14 +142,34 @@ impl Store {
     pub fn count_start(&self) -> Result<Start, Failure> {
         let _turn = self.turn();
         let decided = self.decide(&Event::Initrd { at: (self.now)() })?;
-        let done = self.carry_out(&decided);
+        self.carry_out_in_initrd(&decided)?;
+        Ok(if decided.contains(&Effect::StartAgain) { Start::Again } else { Start::GoOn })
+    }
+
+    /// Chooses another firmware where [`Store::slot_of_root`] finds none; where a slot that cannot be read may hold it, only
+    /// at the limit of starts. True when another was chosen.
+    pub fn fall_back(&self) -> Result<bool, Failure> {
+        let _turn = self.turn();
+        let Some(hash) = self.booted_hash.clone().and_then(|hash| Sha256Hex::try_from(hash).ok()) else {
+            return Ok(false);
+        };
+        let unreadable =
+            |known: &std::sync::Arc<Known>| matches!(known.content, Content::Bad { class: "unreadable", .. });
+        let unsure = self.known.read().unwrap_or_else(PoisonError::into_inner).iter().any(unreadable);
+        let root = LostRoot { hash, told: self.started, unsure };
+        let decided = self.decide(&Event::RootLost { root, at: (self.now)() })?;
+        self.carry_out_in_initrd(&decided)?;
+        Ok(decided.contains(&Effect::StartAgain))
+    }
+
+    fn carry_out_in_initrd(&self, decided: &[Effect]) -> Result<(), StoreError> {
+        let done = self.carry_out(decided);
         if done.is_err() {
             // A loader that cannot be written does not keep the state from saying that the trial is over.
             let ended = |effect: &&Effect| matches!(effect, Effect::Write(Change::Ended { .. }));
             self.carry_out(&decided.iter().filter(ended).cloned().collect::<Vec<_>>())?;
         }
-        done?;
-        Ok(if decided.contains(&Effect::StartAgain) { Start::Again } else { Start::GoOn })
+        done
     }
 
     /// What an interruption has left of a selection is put in order. What fails shows in the warnings.
@@ -167,11 +201,14 @@ impl Store {
         }
     }
 
-    /// The running firmware as a fresh state has it: confirmed, if it is the loader's default.
+    /// The running firmware as a fresh state has it: confirmed, if it is the loader's default, or nothing can be told of
+    /// that.
     pub(super) fn confirmed_by_operator(&self) -> Option<Confirmed> {
         self.look_at_loader();
         let machine = self.machine();
-        let (slot, root_hash) = machine.booted.filter(|(slot, _)| machine.default_slot() == Some(*slot))?;
+        let unreadable = matches!(machine.loader, LoaderFound::Unreadable(_));
+        let is_default = |slot| unreadable || machine.default_slot() == Some(slot);
+        let (slot, root_hash) = machine.booted.filter(|(slot, _)| is_default(*slot))?;
         Some(Confirmed { slot, root_hash, at: (self.now)(), before: None, unknown: BTreeMap::new() })
     }
 

@@ -76,6 +76,12 @@ impl Store {
 
     fn warnings(&self, slots: &[SlotView], machine: &Machine) -> Vec<String> {
         let mut warnings = Self::selection_warnings(machine);
+        let firmware = self.firmware_warning.read().unwrap_or_else(PoisonError::into_inner).clone();
+        warnings.extend(firmware.map(|why| {
+            format!(
+                "The system firmware cannot be told to start the loader first and recovery second: {why}."
+            )
+        }));
         if let Health::Lost(why) = &self.state.get().health {
             warnings.push(format!(
                 "The state is lost ({why}). Nothing can be installed until `spsctl state reset --reason …`."
@@ -106,7 +112,15 @@ impl Store {
         let runs = |known: &Arc<Known>| {
             known.installed.as_ref().is_some_and(|i| i.manifest.root.verity.root_hash.to_string() == *hash)
         };
-        self.slots.iter().zip(known.iter()).find(|(_, known)| runs(known)).map(|(slot, _)| slot.id)
+        self.started_of(
+            self.slots.iter().zip(known.iter()).filter(|(_, known)| runs(known)).map(|(slot, _)| slot.id),
+        )
+    }
+
+    /// Of slots that hold the same root, the one that the loader says it has started; else the first.
+    pub(super) fn started_of(&self, same: impl Iterator<Item = SlotId>) -> Option<SlotId> {
+        let same: Vec<SlotId> = same.collect();
+        self.started.filter(|started| same.contains(started)).or_else(|| same.first().copied())
     }
 
     /// What is known of the running firmware.

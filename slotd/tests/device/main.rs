@@ -7,6 +7,7 @@
 )]
 
 mod esp;
+mod firmware;
 mod grub;
 mod loader;
 mod medium;

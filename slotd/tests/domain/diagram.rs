@@ -249,7 +249,9 @@ fn document() -> String {
          <!-- Made from the code by slotd/tests/domain/diagram.rs. Do not edit; `{COMMAND}` rewrites it. -->\n\n\
          Two slots; slot 1 is the default. Every arrow and every row is what `step` in `slotd/src/domain/machine.rs` answers; the steps\n\
          are those of the second table in `slotd/src/domain/plan.rs`. A reboot is the loader's rule (the one-shot entry once, else the\n\
-         default) and the initrd, where `slotboot` counts: a trial may start {TRIAL_LIMIT} time, any other firmware {DEFAULT_LIMIT} times without a sign of health.\n\n\
+         default) and the initrd, where `slotboot` counts: a trial may start {TRIAL_LIMIT} time, any other firmware {DEFAULT_LIMIT} times without a sign of health.\n\
+         A root that is in no slot any more ends its start like the limit does: at once, or, where a slot cannot be read that may hold it,\n\
+         when it was started as often.\n\n\
          ```mermaid\nstateDiagram-v2\n    direction LR\n{names}    [*] --> unconfirmed: installed\n{edges}```\n{tables}"
     )
 }

@@ -96,6 +96,36 @@ fn nothing_is_parsed_before_the_signature_is_verified() {
 }
 
 #[test]
+fn a_build_date_counts_after_the_signature_was_verified() {
+    let built = |seconds: u64| {
+        let date = jiff::Timestamp::from_second(seconds.try_into().unwrap()).unwrap().to_string();
+        let text = String::from_utf8(manifest().to_vec()).unwrap();
+        text.replace("2026-11-22T00:00:00Z", &date).into_bytes()
+    };
+    let sign = |content: &[u8]| pki().sign(content, "signer", "signer", &[]);
+    let keyring = keyring(&["root.pem"], &[]);
+    let now = built(pki().now);
+    assert_eq!(keyring.verify_as_built(&now, &sign(&now)).unwrap().version, "8.0.0");
+    // The signer's certificate was or is not valid then.
+    for other in [built(pki().now - 4000 * pki::DAY), built(pki().now + 20_000 * pki::DAY)] {
+        let error = keyring.verify_as_built(&other, &sign(&other)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Untrusted, "{error:?}");
+    }
+    // What is no manifest has no date, and what nobody trusts is not looked into.
+    let garbage = b"{\"not\": \"a manifest\"}";
+    let error = keyring.verify_as_built(garbage, &sign(garbage)).unwrap_err();
+    assert!(matches!(error, SignatureError::Manifest(_)), "{error:?}");
+    let error = keyring.verify_as_built(garbage, good()).unwrap_err();
+    assert!(matches!(error, SignatureError::Digest { .. }), "{error:?}");
+    let error =
+        keyring.verify_as_built(garbage, &pki().sign(garbage, "by-other", "signer", &[])).unwrap_err();
+    assert!(matches!(error, SignatureError::NoTrustedRoot { .. }), "{error:?}");
+    // A chain that ends before the signer does was good when it began.
+    let short = self::keyring(&["root-short.pem"], &[]);
+    assert!(short.verify_as_built(&now, &sign(&now)).is_ok());
+}
+
+#[test]
 fn the_hardest_message_to_parse_is_quick() {
     // `der` sorts sets by insertion: one large set in reverse took it minutes.
     let mut elements: Vec<Vec<u8>> =

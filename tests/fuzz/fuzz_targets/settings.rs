@@ -12,9 +12,9 @@ fn judge(settings: &Settings) {
     let Settings { keyring, state, esp, upgrade_check, .. } = settings;
     let mut paths = vec![keyring, state, esp, upgrade_check];
     paths.extend(settings.data.iter().chain(&settings.configuration));
-    paths.extend(settings.loader.iter().map(|loader| match loader {
-        LoaderSettings::Grub { environment } => environment,
-        LoaderSettings::SystemdBoot { variables } => variables,
+    paths.extend(settings.loader.iter().flat_map(|loader| match loader {
+        LoaderSettings::Grub { environment } => vec![environment],
+        LoaderSettings::SystemdBoot { variables, program } => vec![variables, program],
     }));
     paths.extend(settings.slots.iter().map(|slot| &slot.device));
     assert!(paths.iter().all(|path| path.is_absolute()), "a relative path: {paths:?}");

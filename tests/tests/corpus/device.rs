@@ -20,6 +20,9 @@ use system_tests::recorder::{Device, Media};
 use crate::firmware::{SLOT, flipped, span, stage};
 use crate::judge::{Bench, Case, TARGET, install, memory};
 
+/// Reads at the end of an install: of the trailer, of the boot image for the ESP, and the last look.
+const LAST_READS: usize = 6;
+
 /// What goes wrong, on all media together. Operations are counted from 0.
 #[derive(Clone, Debug, Default)]
 struct Faults {
@@ -27,6 +30,8 @@ struct Faults {
     writes: Option<Range<usize>>,
     /// Flushes that fail, likewise.
     flushes: Option<Range<usize>>,
+    /// Reads of slot 2 that fail.
+    reads: Option<Range<usize>>,
     errno: i32,
     /// Bytes of slot 2 that cannot be read.
     unreadable: Option<Range<u64>>,
@@ -44,6 +49,7 @@ struct Faults {
 struct Counts {
     writes: AtomicUsize,
     flushes: AtomicUsize,
+    reads: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -83,7 +89,9 @@ impl Medium for Faulty<dyn Medium> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), MediumError> {
-        if self.slot && touches(self.faults.unreadable.as_ref(), offset, buf.len()) {
+        let number = self.counts.reads.fetch_add(usize::from(self.slot), Ordering::Relaxed);
+        let due = self.faults.reads.as_ref().is_some_and(|range| range.contains(&number));
+        if self.slot && (due || touches(self.faults.unreadable.as_ref(), offset, buf.len())) {
             let source = io::Error::from_raw_os_error(EIO);
             return Err(MediumError {
                 path: "slot".into(),
@@ -191,17 +199,18 @@ fn sick_on(media: Media, faults: &Faults) -> (Bench, Arc<Counts>) {
     // Only what the install does is counted.
     counts.writes.store(0, Ordering::Relaxed);
     counts.flushes.store(0, Ordering::Relaxed);
+    counts.reads.store(0, Ordering::Relaxed);
     (bench, counts)
 }
 
-/// How many writes and flushes an undisturbed install does.
-fn operations() -> (usize, usize) {
+/// How many writes, flushes and reads of the slot an undisturbed install does.
+fn operations() -> (usize, usize, usize) {
     let (bench, counts) = sick(&Faults::default());
     install(&bench.store, memory(&stage().iso), &InstallRequest::default()).unwrap();
     // The check that follows writes what it has found.
-    let counted = (counts.writes.load(Ordering::Relaxed), counts.flushes.load(Ordering::Relaxed));
+    let counted = [&counts.writes, &counts.flushes, &counts.reads].map(|count| count.load(Ordering::Relaxed));
     bench.assert_installed(&stage().good, "undisturbed");
-    counted
+    counted.into()
 }
 
 /// Installs on media that fail like this. Nothing that is not signed is written; a slot that says `Verified` is; the
@@ -249,7 +258,7 @@ fn says(name: String, faults: Faults, text: &'static str) -> Case {
 }
 
 pub(crate) fn no_space() -> Vec<Case> {
-    let (writes, _) = operations();
+    let (writes, ..) = operations();
     let full = |k: usize| Faults { writes: Some(k..usize::MAX), errno: ENOSPC, ..Faults::default() };
     let mut cases: Vec<Case> = (0..writes)
         .map(|k| says(format!("full from write {k} on"), full(k), "No space left on device"))
@@ -271,7 +280,7 @@ pub(crate) fn no_space() -> Vec<Case> {
 }
 
 pub(crate) fn error_on_every_write() -> Vec<Case> {
-    let (writes, flushes) = operations();
+    let (writes, flushes, _) = operations();
     let text = "Input/output error";
     let one = |k: usize| k..k + 1;
     let write = |range| Faults { writes: Some(range), errno: EIO, ..Faults::default() };
@@ -314,7 +323,18 @@ pub(crate) fn error_on_read_back() -> Vec<Case> {
         )
     };
     // The trailer cannot be read before either, so that slot is bad from the start and is no target without `replace`.
-    places().into_iter().filter(|(name, _)| name != "trailer").map(case).collect()
+    let mut cases: Vec<Case> = places().into_iter().filter(|(name, _)| name != "trailer").map(case).collect();
+    // Found by fuzzing: after the trailer was read back the slot is looked at once more, for what is shown.
+    let (.., reads) = operations();
+    for k in reads.saturating_sub(LAST_READS)..reads {
+        let faults = Faults { reads: Some(k..usize::MAX), ..Faults::default() };
+        cases.push(says(
+            format!("nothing can be read from read {k} of {reads} on"),
+            faults,
+            "Input/output error",
+        ));
+    }
+    cases
 }
 
 pub(crate) fn silent_corruption() -> Vec<Case> {

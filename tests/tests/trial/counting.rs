@@ -240,6 +240,23 @@ async fn a_reset_in_what_is_not_the_default_adopts_nothing() {
     assert_eq!(client.selection().await, (1, 1, 1, false, true, 2));
 }
 
+/// Found by fuzzing: an operator had to mend the settings by hand.
+#[tokio::test]
+async fn a_reset_makes_settings_anew_that_cannot_be_read() {
+    for loss in [Loss::Zeros, Loss::Garbage] {
+        let (mut appliance, client) = appliance().await;
+        appliance.power_cut().unwrap();
+        appliance.lose_state().unwrap();
+        assert_eq!(appliance.power_on(&lose(loss)).unwrap().running(), Some(1));
+        assert!(client.warnings().await.contains("settings cannot be used"), "{}", client.warnings().await);
+        client.reset_state("both were lost").await.unwrap();
+        assert_eq!(client.selection().await, (1, 1, 1, false, true, 0), "{loss:?}");
+        assert_eq!(appliance.grubenv("saved_entry").unwrap(), "sps-slot-1");
+        assert_eq!(client.warnings().await, "");
+        install(&client, &firmware("8.0.2"), 2).await;
+    }
+}
+
 #[tokio::test]
 async fn a_damaged_default_panics_until_slotboot_starts_the_other_one() {
     let (mut appliance, client) = with_both().await;

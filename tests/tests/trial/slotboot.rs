@@ -1,11 +1,12 @@
 //! slotboot by itself, as the initrd runs it: the static program.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use system_tests::bus::{Appliance, program};
+use system_tests::loader::{Mishaps, Outcome};
 use system_tests::static_program::needs;
 
 use crate::{appliance, selected, with_both};
@@ -86,11 +87,11 @@ fn it_needs_no_interpreter_and_no_library() {
 }
 
 #[tokio::test]
-async fn a_root_hash_of_no_slot_ends_the_start_and_writes_nothing() {
+async fn without_a_root_hash_nothing_is_started_or_written() {
     let (mut appliance, _client) = with_both().await;
     let mut initrd = Initrd::of(&mut appliance, 1);
     let before = initrd.written();
-    for cmdline in ["quiet ro", &format!("roothash={}", "ab".repeat(32)), "roothash=", ""] {
+    for cmdline in ["quiet ro", "roothash=abab", "roothash=", ""] {
         cmdline.clone_into(&mut initrd.cmdline);
         let (code, said) = initrd.run();
         assert!(
@@ -102,6 +103,50 @@ async fn a_root_hash_of_no_slot_ends_the_start_and_writes_nothing() {
     fs::remove_file(initrd.appliance.path("slotd.toml")).unwrap();
     let (code, said) = initrd.run();
     assert!(code == Some(1) && said.contains("slotd.toml"), "{code:?} {said}");
+}
+
+/// A start whose root is gone was repeated for ever.
+#[tokio::test]
+async fn a_root_that_is_in_no_slot_any_more_gives_way_to_the_other_one() {
+    let (mut appliance, client) = with_both().await;
+    appliance.power_cut().unwrap();
+    let slot = fs::File::options().write(true).open(appliance.path("slot-1")).unwrap();
+    let end = slot.metadata().unwrap().len();
+    slot.write_all_at(&[0; 4096], end - 4096).unwrap();
+    let report = appliance.power_on(&Mishaps::default()).unwrap();
+    assert_eq!(
+        (report.running(), report.entries()),
+        (Some(2), vec!["sps-slot-1", "sps-slot-2"]),
+        "{report:?}"
+    );
+    assert_eq!(report.codes(), [Some(10), Some(0)]);
+    assert_eq!(client.selection().await, (2, 1, 1, true, false, 0));
+    assert!(client.last_upgrade().await.text("message").contains("its root is in no slot"));
+    client.confirm().await.unwrap();
+    assert_eq!(client.selection().await, (2, 2, 2, false, true, 0));
+    assert_eq!(appliance.reboot().unwrap().running(), Some(2));
+    // With the other one gone as well, recovery starts.
+    appliance.power_cut().unwrap();
+    let slot = fs::File::options().write(true).open(appliance.path("slot-2")).unwrap();
+    slot.write_all_at(&[0; 4096], end - 4096).unwrap();
+    let report = appliance.power_on(&Mishaps::default()).unwrap();
+    assert_eq!((report.outcome, report.codes()), (Outcome::Recovery, vec![Some(10), None]), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_slot_that_cannot_be_read_is_counted_and_then_left() {
+    let (mut appliance, _client) = with_both().await;
+    let initrd = Initrd::of(&mut appliance, 1);
+    // Its device is not there, or not yet.
+    let (slot, aside) = (initrd.appliance.path("slot-1"), initrd.appliance.path("slot-1-aside"));
+    fs::rename(&slot, &aside).unwrap();
+    for count in 1..=3 {
+        let (code, said) = initrd.run();
+        assert!(code == Some(1) && said.contains("no slot holds the root hash"), "{code:?} {said}");
+        assert_eq!(initrd.boots(1), count);
+    }
+    assert_eq!(initrd.run().0, Some(10));
+    assert_eq!(initrd.appliance.grubenv("next_entry").unwrap(), "sps-slot-2");
 }
 
 #[tokio::test]

@@ -353,4 +353,11 @@ pub(super) static MUTATIONS: &[Mutation] = &[
         "let signer = self.verify_bytes(manifest, p7s, now, judged)?;\n        // Point 12: not a byte of the manifest is parsed before this line.\n        let value = Manifest::parse(manifest)?;",
         "let value = Manifest::parse(manifest)?;\n        let signer = self.verify_bytes(manifest, p7s, now, judged)?;",
     ),
+    out(
+        12,
+        MODULE,
+        "a build date is read first",
+        "let signed = at(last).or_else(|_| at(first))?;",
+        "let signed = Manifest::parse(manifest)?;",
+    ),
 ];

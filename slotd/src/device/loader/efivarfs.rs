@@ -12,9 +12,9 @@ use rustix::fs::IFlags;
 use rustix::io::Errno;
 
 use super::LoaderError;
-use crate::domain::efivar;
+use crate::domain::{efivar, load_option};
 
-/// The variables of the Boot Loader Interface, by name. Every call blocks.
+/// The variables of one vendor, by name. Every call blocks.
 pub trait Variables: Send + fmt::Debug {
     /// What to call a variable in errors.
     fn path(&self, variable: &str) -> PathBuf;
@@ -24,7 +24,14 @@ pub trait Variables: Send + fmt::Debug {
     fn write(&self, variable: &str, bytes: &[u8]) -> Result<(), LoaderError>;
     /// Removes a variable; there being none is fine.
     fn remove(&self, variable: &str) -> Result<(), LoaderError>;
+    /// Names of those that are there, at most [`NAMES_LIMIT`]; nothing where they cannot be listed.
+    fn names(&self) -> Result<Vec<String>, LoaderError> {
+        Ok(Vec::new())
+    }
 }
+
+/// Most variables that are listed.
+pub const NAMES_LIMIT: usize = 4096;
 
 /// The flag that keeps a file from being changed or removed, also by root.
 pub trait ImmutableFlag: Send + fmt::Debug {
@@ -58,6 +65,7 @@ impl ImmutableFlag for InodeFlag {
 #[derive(Debug)]
 pub struct Efivarfs<F = InodeFlag> {
     directory: PathBuf,
+    vendor: &'static str,
     flag: F,
 }
 
@@ -66,12 +74,17 @@ impl Efivarfs {
     pub fn new(directory: &Path) -> Self {
         Self::with_flag(directory, InodeFlag)
     }
+
+    /// The same for the variables that the UEFI specification defines.
+    pub fn of_firmware(directory: &Path) -> Self {
+        Self { vendor: load_option::VENDOR, ..Self::new(directory) }
+    }
 }
 
 impl<F: ImmutableFlag> Efivarfs<F> {
     /// A directory whose files are protected by this flag.
     pub fn with_flag(directory: &Path, flag: F) -> Self {
-        Self { directory: directory.to_owned(), flag }
+        Self { directory: directory.to_owned(), vendor: efivar::VENDOR, flag }
     }
 
     /// Opens a variable; `None` when there is none. Without the directory nothing can be told.
@@ -109,7 +122,18 @@ impl<F: ImmutableFlag> Efivarfs<F> {
 
 impl<F: ImmutableFlag> Variables for Efivarfs<F> {
     fn path(&self, variable: &str) -> PathBuf {
-        self.directory.join(efivar::file_name(variable))
+        self.directory.join(efivar::file_name_of(variable, self.vendor))
+    }
+
+    fn names(&self) -> Result<Vec<String>, LoaderError> {
+        let failed = || fail(&self.directory, "list");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed())?.take(NAMES_LIMIT) {
+            let name = entry.map_err(failed())?.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(self.vendor)?.strip_suffix('-'));
+            names.extend(name.map(str::to_owned));
+        }
+        Ok(names)
     }
 
     fn read(&self, variable: &str) -> Result<Option<Vec<u8>>, LoaderError> {

@@ -1,6 +1,7 @@
 //! The boot loader's settings: which entry is the default, and which one is started once.
 
 pub mod efivarfs;
+pub mod firmware;
 pub mod grub;
 pub mod uefi;
 
@@ -21,6 +22,15 @@ pub trait Loader: Send + Sync + fmt::Debug {
     fn set_one_shot(&self, entry: Option<&Entry>) -> Result<(), LoaderError>;
     /// Sets the default, in every copy that the loader has of it.
     fn set_default(&self, entry: &Entry) -> Result<(), LoaderError>;
+    /// What it says that it has started this time; `None` where it does not say.
+    fn started(&self) -> Option<Entry> {
+        None
+    }
+    /// Makes the system firmware start this loader, then the recovery image of this name, where it can be told so; with
+    /// `refresh` the loader's own program is replaced first where the running system has a newer one.
+    fn settle_firmware(&self, _recovery: Option<&str>, _refresh: bool) -> Result<(), LoaderError> {
+        Ok(())
+    }
 }
 
 /// Why the loader's settings cannot be read or written.

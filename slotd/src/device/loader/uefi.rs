@@ -1,7 +1,7 @@
 //! systemd-boot: variables of the UEFI firmware, and `loader/loader.conf` on the ESP as the second copy of the default.
 //!
 //! The loader takes the one-shot variable first (and removes it), then the default variable, then `loader.conf`; of
-//! each it skips what is no text or matches no boot image.
+//! each it skips what is no text or matches no boot image. What starts the loader itself is in `firmware`.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::efivarfs::Variables;
+use super::firmware::Firmware;
 use super::{Loader, LoaderError};
 use crate::domain::boot::{Entry, Selection};
 use crate::domain::{efivar, loader_conf};
@@ -20,23 +21,29 @@ pub const LOADER_CONF: &str = "loader/loader.conf";
 /// The boot image of any recovery version: the loader takes patterns, and lists the newest version first.
 const RECOVERY: &str = "sps-recovery-*.efi";
 
-/// Where `loader.conf` is kept.
+/// A file of the ESP that is overwritten in place.
 pub trait Conf: Send + Sync + fmt::Debug {
     /// What to call it in errors.
     fn path(&self) -> &Path;
-    /// The text as it is on the medium, at most one byte more than [`loader_conf::LIMIT`]; `None` when there is none.
+    /// The content as it is on the medium, at most one byte more than it may have; `None` when there is none.
     fn read(&self) -> Result<Option<Vec<u8>>, LoaderError>;
     /// Overwrites it in place, and makes its length right; on stable storage when it returns.
     fn write(&self, text: &[u8]) -> Result<(), LoaderError>;
 }
 
-/// `loader.conf` on the mounted ESP. It is opened at each call.
+/// A file of the mounted ESP. It is opened at each call.
 #[derive(Debug)]
 pub struct FileConf {
     path: PathBuf,
+    limit: usize,
 }
 
 impl FileConf {
+    /// The file at `path`, which may have so many bytes.
+    pub fn new(path: PathBuf, limit: usize) -> Self {
+        Self { path, limit }
+    }
+
     fn fail(&self, operation: &'static str) -> impl FnOnce(io::Error) -> LoaderError {
         let path = self.path.clone();
         move |source| LoaderError::Io { path, operation, source }
@@ -57,7 +64,7 @@ impl Conf for FileConf {
         // After a write and a flush, dropping the cache makes the device answer.
         let _ = nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         let mut bytes = Vec::new();
-        file.take(loader_conf::LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(self.fail("read"))?;
+        file.take(self.limit as u64 + 1).read_to_end(&mut bytes).map_err(self.fail("read"))?;
         Ok(Some(bytes))
     }
 
@@ -82,6 +89,7 @@ impl Conf for FileConf {
 pub struct SystemdBoot<V, C = FileConf> {
     variables: Mutex<V>,
     conf: C,
+    firmware: Option<Firmware>,
 }
 
 /// What one copy of a setting says.
@@ -97,14 +105,20 @@ enum Copy {
 impl<V: Variables> SystemdBoot<V> {
     /// The settings in these variables and on the ESP mounted at `esp`.
     pub fn new(variables: V, esp: &Path) -> Self {
-        Self::with_conf(variables, FileConf { path: esp.join(LOADER_CONF) })
+        Self::with_conf(variables, FileConf::new(esp.join(LOADER_CONF), loader_conf::LIMIT))
     }
 }
 
 impl<V: Variables, C: Conf> SystemdBoot<V, C> {
     /// The settings in these variables and this configuration.
     pub fn with_conf(variables: V, conf: C) -> Self {
-        Self { variables: Mutex::new(variables), conf }
+        Self { variables: Mutex::new(variables), conf, firmware: None }
+    }
+
+    /// The same, which the UEFI firmware is told to start.
+    #[must_use]
+    pub fn started_by(self, firmware: Firmware) -> Self {
+        Self { firmware: Some(firmware), ..self }
     }
 
     fn conf(&self) -> Copy {
@@ -194,6 +208,22 @@ impl<V: Variables, C: Conf> Loader for SystemdBoot<V, C> {
         }
         set_variable(&*variables, efivar::DEFAULT, &value)?;
         self.write_conf(&conf)
+    }
+
+    fn started(&self) -> Option<Entry> {
+        let variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        match variable(&*variables, efivar::STARTED) {
+            Ok(Copy::Entry(entry)) => Some(entry),
+            Ok(Copy::Absent | Copy::Broken(_)) | Err(_) => None,
+        }
+    }
+
+    fn settle_firmware(&self, recovery: Option<&str>, refresh: bool) -> Result<(), LoaderError> {
+        let variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(firmware) = &self.firmware else { return Ok(()) };
+        let device = variables.read(efivar::DEVICE).ok().flatten();
+        let device = device.and_then(|bytes| efivar::decode(&bytes).ok());
+        firmware.settle(device.as_deref(), recovery, refresh)
     }
 }
 

@@ -77,7 +77,7 @@ impl Machine {
     /// The slot to go back to.
     pub fn fallback(&self) -> Option<SlotId> {
         if self.trial() {
-            return self.default_slot().filter(|slot| !self.runs(*slot));
+            return self.default_slot().filter(|slot| !self.runs(*slot) && self.firmware(*slot).is_some());
         }
         let before = self.confirmed_record().and_then(|confirmed| confirmed.before);
         let before = before.filter(|(slot, root_hash)| self.is_there(*slot, *root_hash) && !self.runs(*slot));

@@ -170,6 +170,114 @@ fn without_another_firmware_recovery_is_started() {
     assert_eq!(effects, [Effect::SetOneShot(Some(Entry::Recovery)), Effect::StartAgain]);
 }
 
+/// What a start does whose root is in no slot, and the machine after it.
+fn lost(machine: &Machine, hash: u8, told: Option<u32>, unsure: bool) -> (Machine, Vec<Effect>) {
+    let root = LostRoot { hash: Sha256Hex([hash; 32]), told: told.map(id), unsure };
+    let booted = Machine { booted: None, ..machine.clone() };
+    step(&booted, &Event::RootLost { root, at: 9 }).unwrap()
+}
+
+/// Name; what is known, the hash that was booted, the slot that the loader names; what is done, and what starts once.
+type LostCase<'a> = (&'a str, &'a Machine, u8, Option<u32>, &'a [SelectStep], Option<Entry>);
+
+#[test]
+fn a_root_that_is_in_no_slot_gives_way_at_once() {
+    use SelectStep::{ClearOneShot, SetDefault, SetOneShot, WriteEnded, WritePending};
+    let mut gone = machine();
+    gone.slots.insert(id(1), Holds::Bad);
+    let mut alone = gone.clone();
+    alone.slots.insert(id(2), Holds::Nothing);
+    let mut trial = trial();
+    trial.slots.insert(id(2), Holds::Bad);
+    let mut fallback_died = lost(&gone, 1, Some(1), false).0;
+    fallback_died.apply(&Effect::SetOneShot(None));
+    fallback_died.apply(&Effect::Write(Change::CountBoot(id(2))));
+    let selected = after(&machine(), &activate(2));
+    let mut confirming = trial.clone();
+    confirming.slots = machine().slots;
+    confirming.apply(&Effect::Write(Change::Confirming));
+    let torn =
+        |machine: &Machine| Machine { loader: LoaderFound::Unreadable("torn".into()), ..machine.clone() };
+    let stateless = |machine: &Machine| Machine { state: None, ..machine.clone() };
+    let (two, rescue) = (Some(Entry::Slot(id(2))), Some(Entry::Recovery));
+    let cases: [LostCase<'_>; 12] = [
+        ("the default", &gone, 1, Some(1), &[WritePending, SetOneShot], two.clone()),
+        (
+            "the default of a loader that says nothing",
+            &gone,
+            1,
+            None,
+            &[WritePending, SetOneShot],
+            two.clone(),
+        ),
+        ("the only firmware", &alone, 1, Some(1), &[SetOneShot], rescue.clone()),
+        ("a stray boot image", &machine(), 7, Some(3), &[], None),
+        (
+            "one that nobody knows, without a default",
+            &gone,
+            7,
+            None,
+            &[WritePending, SetOneShot],
+            two.clone(),
+        ),
+        ("a trial", &trial, 2, Some(2), &[WriteEnded], None),
+        ("the default, before a trial", &selected, 7, None, &[ClearOneShot, WriteEnded], None),
+        (
+            "the default, its fallback died",
+            &fallback_died,
+            1,
+            Some(1),
+            &[WriteEnded, SetOneShot],
+            rescue.clone(),
+        ),
+        ("the default, after a good trial", &confirming, 1, Some(1), &plan::CONFIRM[1..3], None),
+        ("without a state", &stateless(&gone), 1, None, &[SetOneShot], two.clone()),
+        ("without settings", &torn(&machine()), 7, None, &[SetDefault], None),
+        (
+            "without settings or a default",
+            &torn(&gone),
+            1,
+            None,
+            &[SetDefault, WritePending, SetOneShot],
+            two,
+        ),
+    ];
+    for (name, machine, hash, told, expected, next) in cases {
+        let (after, effects) = lost(machine, hash, told, false);
+        assert_eq!(steps(&effects), expected, "{name}");
+        assert_eq!(effects.last(), Some(&Effect::StartAgain), "{name}");
+        let LoaderFound::Set(set) = after.loader else { panic!("{name}: no settings") };
+        assert_eq!(set.one_shot, next, "{name}");
+    }
+    assert!(lost(&trial, 2, Some(2), false).0.state.unwrap().refused.is_empty(), "it has not run");
+    assert_eq!(lost(&fallback_died, 1, Some(1), false).0.state.unwrap().refused.len(), 1);
+    let none = Machine { loader: LoaderFound::None, ..gone };
+    assert_eq!(lost(&none, 1, Some(1), false).1, []);
+}
+
+#[test]
+fn a_slot_that_cannot_be_read_is_tried_again_as_often_as_any_other() {
+    let mut now = machine();
+    now.slots.insert(id(1), Holds::Bad);
+    for _ in 0..DEFAULT_LIMIT {
+        let (after, effects) = lost(&now, 1, None, true);
+        assert_eq!(effects, [Effect::Write(Change::CountBoot(id(1)))]);
+        now = after;
+    }
+    assert_eq!(lost(&now, 1, None, true).0.after_reboot(), Some(id(2)));
+    // A trial has one start.
+    let mut trial = after(&machine(), &activate(2));
+    trial.slots.insert(id(2), Holds::Bad);
+    let (trial, effects) = lost(&trial, 2, Some(2), true);
+    assert_eq!(effects, [Effect::Write(Change::CountBoot(id(2)))]);
+    let (ended, effects) = lost(&trial, 2, Some(2), true);
+    assert_eq!((effects.last(), ended.after_reboot()), (Some(&Effect::StartAgain), Some(id(1))));
+    // What cannot be counted is not tried again.
+    let mut gone = Machine { state: None, ..machine() };
+    gone.slots.insert(id(1), Holds::Bad);
+    assert_eq!(lost(&gone, 1, Some(1), true).1.last(), Some(&Effect::StartAgain));
+}
+
 #[test]
 fn a_sign_of_health_sets_the_count_back() {
     let twice = started(&started(&machine()));
@@ -224,6 +332,36 @@ fn settings_that_cannot_be_read_do_not_keep_a_dead_firmware_running() {
     let (after, effects) = step(&now, &initrd).unwrap();
     assert_eq!(effects, [Effect::SetDefault(Entry::Slot(id(1))), Effect::StartAgain]);
     assert_eq!(after.default_slot(), Some(id(1)));
+}
+
+/// Found by fuzzing: with the state lost as well, nobody could make them anew.
+#[test]
+fn a_healthy_firmware_makes_settings_anew_that_cannot_be_read() {
+    let unreadable = |machine: Machine| Machine { loader: LoaderFound::Unreadable("torn".into()), ..machine };
+    let confirm = Event::Confirm { at: 9 };
+    // After a reset nothing is known to be confirmed: what runs becomes it.
+    let mut reset = unreadable(machine());
+    reset.state = Some(State::default());
+    let (confirmed, effects) = step(&reset, &confirm).unwrap();
+    assert_eq!(steps(&effects), plan::CONFIRM[1..]);
+    assert!(confirmed.confirmed() && confirmed.default_slot() == Some(id(1)));
+    // So does it in the place of a confirmed one that is gone.
+    let mut gone = unreadable(machine());
+    gone.slots.insert(id(1), Holds::Bad);
+    gone.booted = Some((id(2), firmware(2).root_hash));
+    assert_eq!(steps(&step(&gone, &confirm).unwrap().1), plan::CONFIRM[1..]);
+    // What was confirmed stays the default, whatever runs.
+    let mut by_hand = unreadable(started(&machine()));
+    by_hand.booted = Some((id(2), firmware(2).root_hash));
+    assert_eq!(step(&by_hand, &confirm).unwrap().1, [Effect::SetDefault(Entry::Slot(id(1)))]);
+    by_hand.booted = Some((id(1), firmware(1).root_hash));
+    let healed = [Effect::SetDefault(Entry::Slot(id(1))), Effect::Write(Change::ResetBoots(id(1)))];
+    assert_eq!(step(&by_hand, &confirm).unwrap().1, healed);
+    // A trial is decided with settings that are known, and nothing without the state.
+    assert!(matches!(step(&unreadable(trial()), &confirm), Err(Refusal::Loader(_))));
+    let lost = Machine { state: None, ..machine() };
+    assert_eq!(step(&lost, &confirm), Err(Refusal::StateLost));
+    assert!(step(&unreadable(lost), &confirm).is_err());
 }
 
 #[test]
