@@ -8,7 +8,6 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use sha2::{Digest as _, Sha256};
 use slotd::device::esp::{Esp, EspError};
 use slotd::device::loader::efivarfs::Variables;
 use slotd::device::loader::grub::{Block, Grub};
@@ -19,7 +18,7 @@ use slotd::device::probe::Readback;
 use slotd::domain::{efivar, envblk};
 
 use image::PAGE;
-pub use image::{Data, Image};
+pub use image::{Data, Digest, Image, digest};
 
 /// What a simulated ESP holds in bytes, unless told otherwise.
 const ESP_SIZE: u64 = 64 << 20;
@@ -31,7 +30,7 @@ pub type Files = BTreeMap<String, Arc<Content>>;
 #[derive(Debug)]
 pub struct Content {
     bytes: Vec<u8>,
-    digest: OnceLock<[u8; 32]>,
+    digest: OnceLock<Digest>,
 }
 
 impl Content {
@@ -40,8 +39,8 @@ impl Content {
         Arc::new(Self { bytes, digest: OnceLock::new() })
     }
 
-    fn digest(&self) -> &[u8; 32] {
-        self.digest.get_or_init(|| Sha256::digest(&self.bytes).into())
+    fn digest(&self) -> &Digest {
+        self.digest.get_or_init(|| digest(&self.bytes))
     }
 }
 
@@ -109,23 +108,21 @@ impl Media {
         }
     }
 
-    /// SHA-256 that tells two contents of all media apart.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(self.state.digest());
-        for slot in &self.slots {
-            hash.update(slot.digest());
-        }
+    /// What tells this content of all media from any other.
+    pub fn digest(&self) -> Digest {
+        let mut all = Vec::with_capacity(2048);
+        all.extend(self.state.digest());
+        self.slots.iter().for_each(|slot| all.extend(slot.digest()));
         for (name, content) in &self.esp {
-            hash.update(Sha256::digest(name));
-            hash.update(content.digest());
+            all.extend(digest(name.as_bytes()));
+            all.extend(content.digest());
         }
-        hash.update(self.loader);
+        all.extend(self.loader);
         for (name, bytes) in self.variables.iter().flatten() {
-            hash.update(Sha256::digest(name));
-            hash.update(Sha256::digest(bytes));
+            all.extend(digest(name.as_bytes()));
+            all.extend(digest(bytes));
         }
-        hash.finalize().into()
+        digest(&all)
     }
 
     /// Carries out one change.
@@ -217,6 +214,17 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Where it writes, and from which byte on.
+    pub fn place(&self) -> Option<(Place, u64)> {
+        match self {
+            Self::Write { device, offset, .. } => Some((Place::Medium(*device), *offset)),
+            Self::EspWrite { name, offset, .. } => Some((Place::File(name.clone()), *offset)),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -248,9 +256,68 @@ impl std::fmt::Debug for Event {
 /// Called with each event after it was carried out.
 type Watcher = Box<dyn FnMut(&Event) + Send>;
 
+/// Where something is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On a medium.
+    Medium(Device),
+    /// In the file of the ESP with this name.
+    File(String),
+}
+
+/// A write that silently leaves another bit.
+#[derive(Clone, Debug)]
+pub struct Silent {
+    /// Where, and at which byte.
+    pub place: (Place, u64),
+    /// So many writes go well there before; `None` when it has happened.
+    pub after: Option<usize>,
+    /// From then on reads answer with what was meant: as if nobody had read back.
+    pub unseen: bool,
+}
+
+impl Silent {
+    fn of<'a>(&self, place: &Place, offset: u64, bytes: &'a mut [u8]) -> Option<&'a mut u8> {
+        let at = self.place.1.checked_sub(offset).filter(|_| self.place.0 == *place)?;
+        bytes.get_mut(usize::try_from(at).ok()?)
+    }
+
+    fn write(&mut self, event: Event) -> Event {
+        let (Some((place, offset)), Some(after)) = (event.place(), self.after) else { return event };
+        let mut bytes = match &event {
+            Event::Write { data, .. } => data.to_vec(),
+            Event::EspWrite { data, .. } => data.to_vec(),
+            _ => return event,
+        };
+        let Some(byte) = self.of(&place, offset, &mut bytes) else { return event };
+        self.after = after.checked_sub(1);
+        if after > 0 {
+            return event;
+        }
+        *byte ^= FLIPPED;
+        match event {
+            Event::Write { device, offset, .. } => Event::Write { device, offset, data: bytes.into() },
+            Event::EspWrite { name, offset, .. } => Event::EspWrite { name, offset, data: bytes.into() },
+            other => other,
+        }
+    }
+
+    fn read(&self, place: &Place, offset: u64, buf: &mut [u8]) {
+        let hidden = self.unseen && self.after.is_none();
+        if let Some(byte) = self.of(place, offset, buf).filter(|_| hidden) {
+            *byte ^= FLIPPED;
+        }
+    }
+}
+
+/// The bit that is another one.
+const FLIPPED: u8 = 4;
+
 /// What the media do besides what they should.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
+    /// A write that leaves another bit.
+    pub silent: Option<Silent>,
     /// Blocks that cannot be read until they are written again, by their first byte.
     pub unreadable: Vec<(Device, u64)>,
     /// After so many reads of what has changed, one answers with what these media hold.
@@ -277,6 +344,7 @@ impl Inner {
         if !self.media.image(device).read(offset, buf) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        self.faults.silent.iter().for_each(|silent| silent.read(&Place::Medium(device), offset, buf));
         let Some((left, old)) = &mut self.faults.stale else { return Ok(()) };
         let mut then = vec![0; buf.len()];
         if old.image(device).read(offset, &mut then) && then != *buf {
@@ -359,6 +427,10 @@ impl Recorder {
 
     fn record(&self, event: Event) {
         let mut inner = self.lock();
+        let event = match &mut inner.faults.silent {
+            Some(silent) => silent.write(event),
+            None => event,
+        };
         inner.media.apply(&event);
         if let Event::Write { device, offset, data } = &event {
             let written = *offset..offset.saturating_add(data.len() as u64);
@@ -444,6 +516,8 @@ impl Esp for RecordedEsp {
             source: io::ErrorKind::UnexpectedEof.into(),
         })?;
         buf.copy_from_slice(found);
+        let silent = &self.0.lock().faults.silent;
+        silent.iter().for_each(|silent| silent.read(&Place::File(name.into()), offset, buf));
         Ok(())
     }
 
