@@ -1,5 +1,6 @@
 //! Media in memory that log every change in one global order.
 
+mod faults;
 mod image;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use slotd::device::medium::{Medium, MediumError};
 use slotd::device::probe::Readback;
 use slotd::domain::{efivar, envblk};
 
+pub use faults::{Faults, Place, Silent};
 use image::PAGE;
 pub use image::{Data, Digest, Image, digest};
 
@@ -256,76 +258,6 @@ impl std::fmt::Debug for Event {
 /// Called with each event after it was carried out.
 type Watcher = Box<dyn FnMut(&Event) + Send>;
 
-/// Where something is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On a medium.
-    Medium(Device),
-    /// In the file of the ESP with this name.
-    File(String),
-}
-
-/// A write that silently leaves another bit.
-#[derive(Clone, Debug)]
-pub struct Silent {
-    /// Where, and at which byte.
-    pub place: (Place, u64),
-    /// So many writes go well there before; `None` when it has happened.
-    pub after: Option<usize>,
-    /// From then on reads answer with what was meant: as if nobody had read back.
-    pub unseen: bool,
-}
-
-impl Silent {
-    fn of<'a>(&self, place: &Place, offset: u64, bytes: &'a mut [u8]) -> Option<&'a mut u8> {
-        let at = self.place.1.checked_sub(offset).filter(|_| self.place.0 == *place)?;
-        bytes.get_mut(usize::try_from(at).ok()?)
-    }
-
-    fn write(&mut self, event: Event) -> Event {
-        let (Some((place, offset)), Some(after)) = (event.place(), self.after) else { return event };
-        let mut bytes = match &event {
-            Event::Write { data, .. } => data.to_vec(),
-            Event::EspWrite { data, .. } => data.to_vec(),
-            _ => return event,
-        };
-        let Some(byte) = self.of(&place, offset, &mut bytes) else { return event };
-        self.after = after.checked_sub(1);
-        if after > 0 {
-            return event;
-        }
-        *byte ^= FLIPPED;
-        match event {
-            Event::Write { device, offset, .. } => Event::Write { device, offset, data: bytes.into() },
-            Event::EspWrite { name, offset, .. } => Event::EspWrite { name, offset, data: bytes.into() },
-            other => other,
-        }
-    }
-
-    fn read(&self, place: &Place, offset: u64, buf: &mut [u8]) {
-        let hidden = self.unseen && self.after.is_none();
-        if let Some(byte) = self.of(place, offset, buf).filter(|_| hidden) {
-            *byte ^= FLIPPED;
-        }
-    }
-}
-
-/// The bit that is another one.
-const FLIPPED: u8 = 4;
-
-/// What the media do besides what they should.
-#[derive(Clone, Debug, Default)]
-pub struct Faults {
-    /// A write that leaves another bit.
-    pub silent: Option<Silent>,
-    /// Blocks that cannot be read until they are written again, by their first byte.
-    pub unreadable: Vec<(Device, u64)>,
-    /// After so many reads of what has changed, one answers with what these media hold.
-    pub stale: Option<(usize, Media)>,
-    /// The ESP holds no more bytes than these, whatever it says is free.
-    pub esp_limit: Option<u64>,
-}
-
 struct Inner {
     media: Media,
     log: Vec<Event>,
@@ -344,7 +276,9 @@ impl Inner {
         if !self.media.image(device).read(offset, buf) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.faults.silent.iter().for_each(|silent| silent.read(&Place::Medium(device), offset, buf));
+        if let Some(silent) = &self.faults.silent {
+            silent.read(&Place::Medium(device), offset, buf);
+        }
         let Some((left, old)) = &mut self.faults.stale else { return Ok(()) };
         let mut then = vec![0; buf.len()];
         if old.image(device).read(offset, &mut then) && then != *buf {
@@ -517,7 +451,9 @@ impl Esp for RecordedEsp {
         })?;
         buf.copy_from_slice(found);
         let silent = &self.0.lock().faults.silent;
-        silent.iter().for_each(|silent| silent.read(&Place::File(name.into()), offset, buf));
+        if let Some(silent) = silent {
+            silent.read(&Place::File(name.into()), offset, buf);
+        }
         Ok(())
     }
 

@@ -190,7 +190,6 @@ pub(super) fn work(
             });
         }
     });
-    drop(queue);
     let mut parts = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     parts.sort_by_key(|(index, _)| *index);
     let mut table = Table { seed: args.seed, ..Table::default() };

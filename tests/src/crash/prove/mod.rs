@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let stage = Stage::new()?;
     let names = stage.names();
     if args.list {
-        names.iter().for_each(|name| println!("{name}"));
+        println!("{}", names.join("\n"));
         return Ok(true);
     }
     if let Some(path) = &args.replay {

@@ -15,22 +15,25 @@ use super::power::{Power, Settled, Starts};
 use super::{Again, DRAWN, Report, Sample, Scenario, State, loader};
 use crate::recorder::{Digest, Event, Media};
 
-/// States after a first cut that are looked at together: what is in memory at a time.
+/// Starts whose log is in memory at a time.
 const BATCH: usize = 256;
+/// States after a second cut that are in memory at a time, about.
+const HELD: usize = 4096;
 
 /// Cuts a scenario everywhere, on all cores.
 pub(super) fn check(scenario: &Scenario<'_>, sample: &Sample) -> Report {
     let mut checker = Checker::new(scenario, &sample.again);
     let bounds = checker.reach(sample);
     if checker.undisturbed.is_some() {
+        let most = (HELD * checker.left / checker.wanted[0].max(1)).clamp(1, BATCH);
         let mut batch = Vec::new();
         scenario.first_cuts(&bounds, sample, &mut |state| {
             batch.push(state);
-            if batch.len() == BATCH {
-                checker.check_batch(std::mem::take(&mut batch));
+            if batch.len() == most {
+                checker.check_batch(std::mem::take(&mut batch), 0);
             }
         });
-        checker.check_batch(batch);
+        checker.check_batch(batch, 0);
     }
     checker.report()
 }
@@ -129,17 +132,39 @@ impl<'a> Checker<'a> {
         None
     }
 
-    /// Checks states after a first cut, states after a cut in their starts, and states after a cut in the starts of
-    /// those. Which ones does not hang on which thread was first.
-    fn check_batch(&mut self, first: Vec<State>) {
-        let firsts = first.iter().filter(|state| state.is_cut_again()).count();
-        let mut states = first;
-        for level in 0..=self.wanted.len() {
-            states.iter().for_each(|state| self.count(state));
-            let started = self.check_all(states);
-            states = self.cut_again(&started, level, firsts);
+    /// Checks states after so many cuts and one, and states after a cut in their starts. Which ones does not hang on
+    /// which thread was first.
+    fn check_batch(&mut self, states: Vec<State>, level: usize) {
+        let parents = |states: &[State]| states.iter().filter(|state| state.is_cut_again()).count();
+        let mut rest = parents(&states);
+        if level == 0 {
+            self.left = self.left.saturating_sub(rest);
         }
-        self.left = self.left.saturating_sub(firsts);
+        let mut states = states.into_iter();
+        loop {
+            let some: Vec<State> = states.by_ref().take(BATCH).collect();
+            if some.is_empty() {
+                break;
+            }
+            for state in &some {
+                self.count(state);
+            }
+            let share = (parents(&some), rest + self.to_come(level));
+            rest -= share.0;
+            let started = self.check_all(some);
+            let next = self.cut_again(&started, level, share);
+            drop(started);
+            self.check_batch(next, level + 1);
+        }
+    }
+
+    /// How many states are still to be cut again at this level that are not made yet.
+    fn to_come(&self, level: usize) -> usize {
+        match level {
+            0 => self.left,
+            _ if self.left == 0 => 0,
+            _ => self.wanted[0],
+        }
     }
 
     fn count(&mut self, state: &State) {
@@ -175,12 +200,17 @@ impl<'a> Checker<'a> {
         started.filter_map(|(index, state)| Some((state, logs.remove(&index)?))).collect()
     }
 
-    /// States after a cut in these starts, none of which was seen before: what falls to so many first cuts. What one
+    /// States after a cut in these starts, none of which was seen before: what falls to so many of so many. What one
     /// start does not have, the others make up for.
-    fn cut_again(&mut self, started: &[(State, Vec<Event>)], level: usize, firsts: usize) -> Vec<State> {
+    fn cut_again(
+        &mut self,
+        started: &[(State, Vec<Event>)],
+        level: usize,
+        (some, of): (usize, usize),
+    ) -> Vec<State> {
         let parents: Vec<_> = started.iter().filter(|(state, _)| state.is_cut_again()).collect();
         let Some(wanted) = self.wanted.get_mut(level) else { return Vec::new() };
-        let mut missing = if firsts < self.left { *wanted * firsts / self.left } else { *wanted };
+        let mut missing = if some < of { wanted.saturating_mul(some) / of } else { *wanted };
         let (mut all, mut new, mut again) = (Vec::new(), HashSet::new(), self.again);
         while missing > 0 && again.drawn < DRAWN {
             for (place, (state, log)) in parents.iter().enumerate() {

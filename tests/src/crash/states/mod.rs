@@ -143,7 +143,9 @@ pub fn some_after_cuts(
     let mut draw = Draw::new(bounds.seed, &[]);
     let mut wanted = vec![0; log.len()];
     for _ in 0..count {
-        wanted.iter_mut().nth(draw.below(log.len())).into_iter().for_each(|cut| *cut += 1);
+        if let Some(cut) = wanted.get_mut(draw.below(log.len())) {
+            *cut += 1;
+        }
     }
     let (mut window, mut found, mut seen, mut owed) = (Window::new(start), Vec::new(), HashSet::new(), 0);
     for (event, (cut, wanted)) in log.iter().zip((1..).zip(wanted)) {
