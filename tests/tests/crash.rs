@@ -10,19 +10,18 @@ use system_tests::crash::Scenario;
 use system_tests::crash::appliance::{Appliance, Operation, request};
 use system_tests::crash::case::{Case, shrink};
 use system_tests::crash::faults::{self, Plan};
+use system_tests::crash::selection::{Sample, list};
+use system_tests::crash::stage::Stage;
 use system_tests::crash::states::{Bounds, FileFate, Origin, rebuild};
 use system_tests::crash::{Cut, During, mishaps, scenarios};
 
-static APPLIANCE: LazyLock<Appliance> = LazyLock::new(|| {
-    let work = tempfile::tempdir().unwrap();
-    Appliance::new(work.path()).unwrap()
-});
+static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::new().unwrap());
 
 const FEW: Bounds = Bounds { tears: 2, drawn: 1, files: 6, ..Bounds::quick() };
 
 fn scenario(name: &str) -> Scenario<'static> {
     let (_, make) = scenarios::ALL.iter().find(|(known, _)| *known == name).unwrap();
-    make(&APPLIANCE).unwrap()
+    make(&STAGE.appliance).unwrap()
 }
 
 #[test]
@@ -74,8 +73,7 @@ fn every_step_has_a_planted_fault() {
 #[test]
 fn a_violation_is_shrunk_and_replayed() {
     let fault = faults::ALL.iter().find(|f| f.plan == Plan::Delete && f.sign == "right is").unwrap();
-    let mut faulty = fault.make()(&APPLIANCE).unwrap();
-    (fault.plant)(&mut faulty);
+    let faulty = fault.planted(&STAGE.appliance).unwrap();
     let report = faulty.check(&Bounds::quick().once());
     let found = report.violations.iter().max_by_key(|violation| violation.cuts[0].origin.weight()).unwrap();
     let small = shrink(&faulty, found).unwrap();
@@ -93,20 +91,77 @@ fn a_violation_is_shrunk_and_replayed() {
     case.write(file.path()).unwrap();
     let read = Case::read(file.path()).unwrap();
     assert_eq!(read, case);
-    assert_eq!(read.replay(&APPLIANCE).unwrap(), case.violation);
+    assert_eq!(read.replay(&STAGE).unwrap(), case.violation);
     let sound = Case { fault: None, violation: None, ..case };
-    assert_eq!(sound.replay(&APPLIANCE).unwrap(), None);
+    assert_eq!(sound.replay(&STAGE).unwrap(), None);
+}
+
+/// The same in the second table, of a fault that shows after a second cut too.
+#[test]
+fn a_violation_of_a_selection_is_shrunk_and_replayed() {
+    for ground in &STAGE.grounds {
+        let fault = list::faults(ground).into_iter().find(|f| f.name == "of the wrong slot").unwrap();
+        let faulty = fault.planted(ground).unwrap();
+        let report = faulty.check(&Sample::once());
+        let found =
+            report.violations.iter().max_by_key(|violation| violation.cuts[0].origin.weight()).unwrap();
+        let small = shrink(&faulty, found).unwrap();
+        assert!(small.cuts[0].origin.weight().0 <= 1, "{small}");
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let case = Case {
+            scenario: ground.named(faulty.name),
+            fault: Some(ground.named(&format!("{fault:?}"))),
+            cuts: small.cuts,
+            violation: Some(small.why),
+        };
+        case.write(file.path()).unwrap();
+        let read = Case::read(file.path()).unwrap();
+        assert_eq!(read.replay(&STAGE).unwrap(), case.violation);
+        let sound = Case { fault: None, violation: None, ..case };
+        assert_eq!(sound.replay(&STAGE).unwrap(), None);
+    }
+}
+
+/// Cuts in two starts in a row, a file that is lost with another one, and lost settings are replayed as they were made.
+#[test]
+fn cuts_in_starts_are_replayed() {
+    let again = |at: usize| Cut::new(During::Start, Origin::at(at));
+    let gone = [("sps-slot-1.efi".to_owned(), FileFate::Gone)];
+    let lost = Cut { lost: Some("no settings".into()), ..Cut::new(During::Run, Origin::at(2)) };
+    for cuts in [
+        vec![Cut::new(During::Run, Origin::at(3)), again(1), again(1)],
+        vec![Cut::new(During::Run, Origin { files: gone.into(), ..Origin::at(1) })],
+        vec![lost, again(2)],
+    ] {
+        for loader in ["GRUB", "systemd-boot"] {
+            let (scenario, cuts) = (format!("{loader}: activate"), cuts.clone());
+            let case = Case { scenario, fault: None, cuts, violation: None };
+            assert_eq!(case.replay(&STAGE).unwrap(), None, "{case:?}");
+        }
+    }
+}
+
+/// What the planted faults "not read back" leave out: with it, none of these installs ends.
+#[test]
+fn reading_back_finds_what_a_medium_writes_otherwise() {
+    let scenario = scenario("install into a used slot");
+    for step in [plan::Step::WriteParts, plan::Step::WriteTrailer, plan::Step::CopyBootImage] {
+        let found = scenario.on_silent_media(step, false).unwrap_err().to_string();
+        assert!(!found.is_empty() && scenario.on_silent_media(step, true).is_ok(), "{step:?}: {found}");
+        println!("{step:?}: {found}");
+    }
 }
 
 /// Three cuts in a row are replayed as they were made.
 #[test]
 fn cuts_in_a_row_are_replayed() {
     let file = ("sps-slot-2.efi".to_owned(), FileFate::Short { old: true, length: 512 });
-    let cut = |during, cut| Cut { during, origin: Origin::at(cut) };
-    let first = Cut { during: During::Run, origin: Origin { files: [file].into(), ..Origin::at(3) } };
+    let cut = |during, cut| Cut::new(during, Origin::at(cut));
+    let first = Cut::new(During::Run, Origin { files: [file].into(), ..Origin::at(3) });
     let cuts = vec![first, cut(During::Recovery, 1), cut(During::Repetition, 0)];
     let case = Case { scenario: "delete".into(), fault: None, cuts, violation: None };
-    assert_eq!(case.replay(&APPLIANCE).unwrap(), None);
+    assert_eq!(case.replay(&STAGE).unwrap(), None);
 }
 
 #[test]

@@ -53,11 +53,9 @@ fn a_fault_is_planted_in_each_step() {
         let steps: BTreeSet<_> = faults.iter().map(|fault| fault.step).collect();
         assert_eq!(steps, select_steps().into_iter().collect());
         let fault = faults.first().unwrap();
-        let mut scenario = (fault.make)(ground).unwrap();
-        (fault.plant)(&mut scenario);
-        let report = scenario.check(&Sample::once());
+        let report = fault.planted(ground).unwrap().check(&Sample::once());
         assert!(
-            report.violations.iter().any(|violation| violation.contains(fault.sign)),
+            report.violations.iter().any(|violation| violation.why.contains(fault.sign)),
             "{fault:?}: {report}"
         );
     }

@@ -3,13 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::appliance::Appliance;
-use super::checker::Checker;
-use super::states::{Bounds, Fate, FileFate, Origin};
-use super::{Check, Cut, Scenario, Violation, faults, scenarios};
+use super::stage::Stage;
+use super::states::{Fate, FileFate, Origin};
+use super::{Check, Cut, Scenario, Violation, selection};
 
 /// What leads to a state. The media are not stored: the scenario is recorded anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,28 +38,32 @@ impl Case {
     }
 
     /// Records the scenario, with the fault, and checks the one state: what is wrong with it now.
-    pub fn replay(&self, appliance: &Appliance) -> anyhow::Result<Option<String>> {
-        let scenario = match &self.fault {
-            None => {
-                let known = scenarios::ALL.iter().find(|(name, _)| *name == self.scenario);
-                let Some((_, make)) = known else { bail!("no scenario {:?}; see --list", self.scenario) };
-                make(appliance)?
-            }
-            Some(name) => {
-                let known = faults::ALL.iter().find(|fault| format!("{fault:?}") == *name);
-                let Some(fault) = known else { bail!("no fault {name:?}") };
-                let mut scenario = fault.make()(appliance)?;
-                (fault.plant)(&mut scenario);
-                scenario
-            }
-        };
-        Ok(replay(&scenario, &self.cuts).err())
+    pub fn replay(&self, stage: &Stage) -> anyhow::Result<Option<String>> {
+        let scenario = stage.record(&self.scenario, self.fault.as_deref())?;
+        Ok(replay(&*scenario, &self.cuts).err())
     }
 }
 
-fn replay(scenario: &Scenario<'_>, cuts: &[Cut]) -> Check<()> {
-    let checker = Checker::new(scenario, &Bounds::quick());
-    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| checker.replay(cuts)));
+/// A scenario of either table, to be looked at state by state.
+pub trait Replay {
+    /// Checks the state that these cuts lead to.
+    fn replay(&self, cuts: &[Cut]) -> Check<()>;
+}
+
+impl Replay for Scenario<'_> {
+    fn replay(&self, cuts: &[Cut]) -> Check<()> {
+        Scenario::replay(self, cuts)
+    }
+}
+
+impl Replay for selection::Scenario<'_> {
+    fn replay(&self, cuts: &[Cut]) -> Check<()> {
+        selection::Scenario::replay(self, cuts)
+    }
+}
+
+fn replay(scenario: &dyn Replay, cuts: &[Cut]) -> Check<()> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario.replay(cuts)));
     done.unwrap_or_else(|_| Err("panicked".into()))
 }
 
@@ -72,7 +75,7 @@ fn kind(why: &str) -> String {
 
 /// The smallest cuts found that violate in the same way: fewest losses, smallest tear, earliest cut. `None` where the
 /// violation does not come back at all.
-pub fn shrink(scenario: &Scenario<'_>, violation: &Violation) -> Option<Violation> {
+pub fn shrink(scenario: &dyn Replay, violation: &Violation) -> Option<Violation> {
     let kind = kind(&violation.why);
     let shown = |cuts: &[Cut]| replay(scenario, cuts).err().filter(|why| self::kind(why) == kind);
     let mut best = Violation { cuts: violation.cuts.clone(), why: shown(&violation.cuts)? };

@@ -2,51 +2,30 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::sync_channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Mutex, PoisonError};
 
 use slotd::domain::trailer::{self, Found};
 use slotd::store::{SlotWord, Store};
 use sps_base::error::ErrorKind;
 
 use super::appliance::{RUNNING, TARGET, full_check, outcome, target};
+use super::cores::{self, lock, on_all_cores};
 use super::law::{self, Outcome, read_state};
-use super::states::{Bounds, CrashState, Key, at_end, each_after_cuts, fingerprint, key, rebuild, sample};
+use super::states::{Bounds, CrashState, at_end, each_after_cuts, fingerprint, rebuild, sample};
 use super::{
     BOOT_IMAGE, Check, Cut, During, RUNNING_BOOT_IMAGE, Report, Scenario, Violation, ensure, in_order,
 };
-use crate::recorder::{Event, Faults, Media, Recorder};
-
-/// States that wait for a thread.
-const QUEUE: usize = 64;
+use crate::recorder::{Digest, Event, Faults, Media, Recorder};
 
 /// Checks every state within `bounds`, on all cores.
 pub(super) fn check(scenario: &Scenario<'_>, bounds: &Bounds) -> Report {
     let checker = Checker::new(scenario, bounds);
-    let (send, receive) = sync_channel::<CrashState<Outcome>>(QUEUE);
-    let receive = Mutex::new(receive);
-    let next = || lock(&receive).recv();
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(2, std::num::NonZero::get) {
-            scope.spawn(|| {
-                while let Ok(state) = next() {
-                    checker.check(state);
-                }
-            });
-        }
-        each_after_cuts(&scenario.start, &scenario.log, &checker.right, bounds, &mut |state| {
-            // The receiver lives as long as this scope.
-            let _ = send.send(state);
-        });
-        drop(send);
-    });
+    on_all_cores(
+        |send| each_after_cuts(&scenario.start, &scenario.log, &checker.right, bounds, send),
+        |state| checker.check(state),
+    );
     checker.check_end();
     checker.report()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) struct Checker<'a> {
@@ -54,11 +33,11 @@ pub(super) struct Checker<'a> {
     bounds: Bounds,
     /// What is right after each cut.
     right: Vec<Vec<Outcome>>,
-    distinct: Mutex<HashSet<Key>>,
+    distinct: Mutex<HashSet<Digest>>,
     /// Results of full checks, by the digest of the slot.
-    healthy: Mutex<HashMap<[u8; 32], bool>>,
+    healthy: Mutex<HashMap<Digest, bool>>,
     /// Recoveries that a second one has left as they were.
-    steady: Mutex<HashSet<Key>>,
+    steady: Mutex<HashSet<Digest>>,
     report: Mutex<Report>,
 }
 
@@ -102,7 +81,8 @@ impl<'a> Checker<'a> {
     }
 
     fn count(&self, cuts: &[Cut], media: &Media, which: fn(&mut Report) -> &mut usize) {
-        lock(&self.distinct).insert(key(media));
+        cores::count();
+        lock(&self.distinct).insert(media.digest());
         let mut report = lock(&self.report);
         *which(&mut report) += 1;
         report.set ^= fingerprint(cuts);
@@ -116,7 +96,7 @@ impl<'a> Checker<'a> {
     }
 
     fn check(&self, state: CrashState<Outcome>) {
-        let cuts = vec![Cut { during: During::Run, origin: state.origin }];
+        let cuts = vec![Cut::new(During::Run, state.origin)];
         if !state.known {
             self.count(&cuts, &state.media, |report| &mut report.states);
         }
@@ -169,7 +149,7 @@ impl<'a> Checker<'a> {
     /// The states behind the last event: they are not new where nothing was done for them.
     fn check_end(&self) {
         for (origin, media) in at_end(&self.scenario.start, &self.scenario.log, &self.bounds) {
-            let cuts = [Cut { during: During::Run, origin }];
+            let cuts = [Cut::new(During::Run, origin)];
             self.guarded(&cuts, || {
                 let recorder = Recorder::new(media);
                 let found = outcome(&self.scenario.appliance.store(&recorder)).unwrap_or(Outcome::Empty);
@@ -187,7 +167,7 @@ impl<'a> Checker<'a> {
 
     /// Another recovery changes nothing.
     fn check_steady(&self, recovered: &Recovered) -> Check<()> {
-        if !lock(&self.steady).insert(key(&recovered.media)) {
+        if !lock(&self.steady).insert(recovered.media.digest()) {
             return Ok(());
         }
         let again = Recorder::new(recovered.media.clone());
@@ -304,7 +284,7 @@ impl<'a> Checker<'a> {
             (During::Repetition, &recovered.media, repeated, &right),
         ] {
             each_after_cuts(start, log, right, &bounds, &mut |state| {
-                let cuts = [cuts, &[Cut { during, origin: state.origin.clone() }]].concat();
+                let cuts = [cuts, &[Cut::new(during, state.origin.clone())]].concat();
                 if state.origin.cut > 0 {
                     self.guarded(&cuts, || self.check_later(&cuts, &state));
                 }

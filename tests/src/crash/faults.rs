@@ -2,15 +2,16 @@
 
 use std::fmt;
 
+use anyhow::{Context as _, ensure};
 use slotd::domain::plan::Step::{
     self, CopyBootImage, DropIntent, RemoveBootImage, WriteIntent, WriteParts, WriteTrailer, ZeroTrailer,
 };
 
-use super::Scenario;
-use super::appliance::TARGET;
+use super::appliance::{Appliance, TARGET};
 use super::law::steps;
 use super::scenarios::{Make, delete, install_used, roll_forward};
-use crate::recorder::Event;
+use super::{Scenario, in_order};
+use crate::recorder::{Event, Faults, Recorder, Silent};
 
 /// A row of the order law.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,15 @@ impl Fault {
             Plan::Settle => roll_forward,
         }
     }
+
+    /// The same with the fault in it.
+    pub fn planted<'a>(&self, appliance: &'a Appliance) -> anyhow::Result<Scenario<'a>> {
+        let mut scenario = self.make()(appliance)?;
+        let log = scenario.log.clone();
+        (self.plant)(&mut scenario);
+        ensure!(scenario.log != log, "{self:?}: nothing was planted");
+        Ok(scenario)
+    }
 }
 
 const fn fault(
@@ -72,7 +82,7 @@ const ENDED: &str = "it had ended";
 const BLOCKS: &str = "bad blocks";
 
 /// Every planted fault of the first table.
-pub const ALL: [Fault; 28] = [
+pub const ALL: [Fault; 31] = [
     fault(Plan::Install, WriteIntent, "not flushed", |s| s.unflushed(WriteIntent), EMPTY),
     fault(Plan::Install, WriteIntent, "left out", |s| s.without(WriteIntent), EMPTY),
     fault(Plan::Install, RemoveBootImage, "not synced", |s| s.unflushed(RemoveBootImage), IMAGE),
@@ -81,6 +91,7 @@ pub const ALL: [Fault; 28] = [
     fault(Plan::Install, ZeroTrailer, "not flushed", |s| s.unflushed(ZeroTrailer), OTHERWISE),
     fault(Plan::Install, WriteParts, "not flushed before the trailer", |s| s.unflushed(WriteParts), BLOCKS),
     fault(Plan::Install, WriteParts, "a chunk left out", |s| s.without_chunk_at(0), BLOCKS),
+    fault(Plan::Install, WriteParts, "not read back", |s| s.not_read_back(WriteParts), BLOCKS),
     fault(
         Plan::Install,
         WriteTrailer,
@@ -89,6 +100,7 @@ pub const ALL: [Fault; 28] = [
         OTHERWISE,
     ),
     fault(Plan::Install, WriteTrailer, "not flushed", |s| s.unflushed(WriteTrailer), OTHERWISE),
+    fault(Plan::Install, WriteTrailer, "not read back", |s| s.not_read_back(WriteTrailer), OTHERWISE),
     fault(Plan::Install, WriteTrailer, "left out", |s| s.without(WriteTrailer), OTHERWISE),
     fault(
         Plan::Install,
@@ -98,6 +110,7 @@ pub const ALL: [Fault; 28] = [
         IMAGE,
     ),
     fault(Plan::Install, CopyBootImage, "not synced", |s| s.unflushed(CopyBootImage), ENDED),
+    fault(Plan::Install, CopyBootImage, "not read back", |s| s.not_read_back(CopyBootImage), ENDED),
     fault(Plan::Install, CopyBootImage, "left out", |s| s.without(CopyBootImage), ENDED),
     fault(Plan::Install, DropIntent, "before the parts", |s| s.earlier(DropIntent, WriteParts), EMPTY),
     fault(Plan::Install, DropIntent, "not flushed", |s| s.unflushed(DropIntent), ENDED),
@@ -138,6 +151,28 @@ impl Scenario<'_> {
         let steps = steps(TARGET, &self.start, &self.log);
         let kept = self.log.iter().zip(steps).filter(|(event, step)| !leave_out(*step, event));
         self.log = kept.map(|(event, _)| event.clone()).collect();
+    }
+
+    /// Carries it out once more, on media that silently leave another bit in the lowest write of `step`. Where that is
+    /// `unseen`, what is read back is what was meant.
+    pub fn on_silent_media(&self, step: Step, unseen: bool) -> anyhow::Result<Recorder> {
+        let steps = steps(TARGET, &self.start, &self.log);
+        let places = steps.iter().zip(&self.log).enumerate().filter(|(_, (found, _))| **found == step);
+        let places = places.filter_map(|(at, (_, event))| Some((at, event.place()?)));
+        let first = places.min_by_key(|(_, (_, offset))| *offset);
+        let (at, place) = first.context("the step writes nothing")?;
+        let before = self.log[..at].iter().filter(|event| event.place().as_ref() == Some(&place)).count();
+        let silent = Some(Silent { place, after: Some(before), unseen });
+        let recorder = Recorder::faulty(self.start.clone(), Faults { silent, ..Faults::default() });
+        self.appliance.carry_out(&self.operation, &recorder)?;
+        Ok(recorder)
+    }
+
+    /// Leaves out what reading back `step` is for: a medium has written something else, and nobody noticed.
+    fn not_read_back(&mut self, step: Step) {
+        if let Ok(recorder) = self.on_silent_media(step, true) {
+            self.log = in_order(recorder.log());
+        }
     }
 
     /// Does not write what lies at this byte of the slot.

@@ -6,9 +6,9 @@ use slotd::store::{InstallRequest, SlotWord};
 use super::appliance::{Operation, TARGET, full_check, outcome, request, target};
 use super::checker::{Checker, Recovered};
 use super::law::{Outcome, steps};
-use super::states::{Bounds, Fate, FileFate, Key, Origin, key, rebuild};
+use super::states::{Bounds, Fate, FileFate, Origin, rebuild};
 use super::{Check, Scenario, ensure};
-use crate::recorder::{Device, Event, Faults, Media, Recorder};
+use crate::recorder::{Device, Digest, Event, Faults, Media, Recorder};
 
 /// What may be wrong with a medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,9 +172,9 @@ fn ends(scenario: &Scenario<'_>, checker: &Checker<'_>, media: Media) -> Check<(
 
 /// At most `most` of these, evenly spread, each content once.
 fn distinct(all: Vec<Try>, most: usize) -> Vec<Try> {
-    let mut known = std::collections::HashSet::<(Key, Vec<(Device, u64)>)>::new();
+    let mut known = std::collections::HashSet::<(Digest, Vec<(Device, u64)>)>::new();
     let mut all = all;
-    all.retain(|one| known.insert((key(&one.media), one.faults.unreadable.clone())));
+    all.retain(|one| known.insert((one.media.digest(), one.faults.unreadable.clone())));
     let step = all.len().div_ceil(most.max(1)).max(1);
     all.into_iter().step_by(step).collect()
 }

@@ -4,12 +4,14 @@
 pub mod appliance;
 pub mod case;
 mod checker;
+mod cores;
 pub mod faults;
 pub mod law;
 pub mod mishaps;
 pub mod prove;
 pub mod scenarios;
 pub mod selection;
+pub mod stage;
 pub mod states;
 
 use std::collections::HashSet;
@@ -17,10 +19,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recorder::{Device, Event, Media, Recorder};
+use crate::recorder::{Device, Digest, Event, Media, Recorder};
 use appliance::{Appliance, Operation, TARGET, outcome};
+pub use cores::checked;
 use law::{Law, Outcome, steps};
-use states::{Bounds, Key, Origin, key};
+use states::{Bounds, Origin};
 
 /// The boot image of the slot that is changed.
 const BOOT_IMAGE: &str = "sps-slot-2.efi";
@@ -56,6 +59,8 @@ pub enum During {
     Recovery,
     /// The operation, done again after that recovery.
     Repetition,
+    /// The start that follows the cut before.
+    Start,
 }
 
 /// One of several cuts in a row.
@@ -65,6 +70,16 @@ pub struct Cut {
     pub during: During,
     /// Where, and what was lost.
     pub origin: Origin,
+    /// What is lost besides, that no cut takes: the loader's settings, or the state, in this way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
+}
+
+impl Cut {
+    /// Nothing but what a cut takes.
+    pub const fn new(during: During, origin: Origin) -> Self {
+        Self { during, origin, lost: None }
+    }
 }
 
 impl fmt::Display for Cut {
@@ -73,8 +88,10 @@ impl fmt::Display for Cut {
             During::Run => "",
             During::Recovery => "in the recovery: ",
             During::Repetition => "done again: ",
+            During::Start => "in the start: ",
         };
-        write!(f, "{during}{}", self.origin)
+        write!(f, "{during}{}", self.origin)?;
+        self.lost.iter().try_for_each(|lost| write!(f, ", {lost}"))
     }
 }
 
@@ -169,22 +186,27 @@ impl<'a> Scenario<'a> {
         Law { target: TARGET, before, after }
     }
 
+    /// Checks the state that these cuts lead to.
+    pub fn replay(&self, cuts: &[Cut]) -> Check<()> {
+        checker::Checker::new(self, &Bounds::quick()).replay(cuts)
+    }
+
     /// Cuts it everywhere, recovers, and compares with the law.
     pub fn check(&self, bounds: &Bounds) -> Report {
         checker::check(self, bounds)
     }
 
     /// The media at the beginning, at the end, and wherever one step of the order law follows another.
-    fn borders(&self) -> HashSet<Key> {
+    fn borders(&self) -> HashSet<Digest> {
         let (mut now, mut last, mut borders) = (self.start.clone(), None, HashSet::new());
         for (event, step) in self.log.iter().zip(steps(TARGET, &self.start, &self.log)) {
             if last != Some(step) {
-                borders.insert(key(&now));
+                borders.insert(now.digest());
             }
             last = Some(step);
             now.apply(event);
         }
-        borders.insert(key(&now));
+        borders.insert(now.digest());
         borders
     }
 }
@@ -204,7 +226,8 @@ fn in_order(mut log: Vec<Event>) -> Vec<Event> {
     log
 }
 
-pub(crate) type Check<T> = Result<T, String>;
+/// What holds, or the words of what does not.
+pub type Check<T> = Result<T, String>;
 
 pub(crate) fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Check<()> {
     if holds { Ok(()) } else { Err(otherwise()) }

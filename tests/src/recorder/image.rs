@@ -1,37 +1,58 @@
 //! The content of a medium, in pages that copies share.
 
 use std::ops::Deref;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 
-use sha2::{Digest as _, Sha256};
+use twox_hash::XxHash3_128;
 
 /// Bytes of a page.
 pub(super) const PAGE: usize = 4096;
 /// Pages of a group: what a copy shares or not, as a whole.
 const GROUP: usize = 64;
 
+/// What tells contents apart: XXH3 of 128 bits. Nobody tries to make two of them meet.
+pub type Digest = [u8; 16];
+
+/// Of these bytes.
+pub fn digest(bytes: &[u8]) -> Digest {
+    XxHash3_128::oneshot(bytes).to_le_bytes()
+}
+
 /// 4 KiB and, once asked for, their digest.
 #[derive(Debug)]
 struct Page {
     bytes: [u8; PAGE],
-    digest: OnceLock<[u8; 32]>,
+    digest: OnceLock<Digest>,
 }
 
 impl Page {
-    fn new(bytes: &[u8; PAGE]) -> Arc<Self> {
-        Arc::new(Self { bytes: *bytes, digest: OnceLock::new() })
+    fn new(bytes: &[u8; PAGE]) -> Option<Arc<Self>> {
+        (*bytes != ZEROS).then(|| Arc::new(Self { bytes: *bytes, digest: OnceLock::new() }))
     }
+}
 
-    fn digest(&self) -> &[u8; 32] {
-        self.digest.get_or_init(|| Sha256::digest(self.bytes).into())
+const ZEROS: [u8; PAGE] = [0; PAGE];
+
+/// A page; `None` is zeros. Most are, and what they share would be what all threads wait for.
+type Shared = Option<Arc<Page>>;
+
+fn bytes(page: &Shared) -> &[u8; PAGE] {
+    page.as_ref().map_or(&ZEROS, |page| &page.bytes)
+}
+
+fn same(a: &Shared, b: &Shared) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.bytes == b.bytes,
+        // Nothing else than `None` is zeros.
+        (a, b) => a.is_none() && b.is_none(),
     }
 }
 
 /// Neighbouring pages and, once asked for, the digest of all.
 #[derive(Debug)]
 struct Group {
-    pages: Vec<Arc<Page>>,
-    digest: OnceLock<[u8; 32]>,
+    pages: Vec<Shared>,
+    digest: OnceLock<Digest>,
 }
 
 impl Clone for Group {
@@ -42,31 +63,27 @@ impl Clone for Group {
 }
 
 impl Group {
-    fn digest(&self) -> &[u8; 32] {
+    fn digest(&self) -> &Digest {
         self.digest.get_or_init(|| {
-            let mut hash = Sha256::new();
-            self.pages.iter().for_each(|page| hash.update(page.digest()));
-            hash.finalize().into()
+            let of = |page: &Arc<Page>| *page.digest.get_or_init(|| digest(&page.bytes));
+            let all: Vec<Digest> = self.pages.iter().map(|page| page.as_ref().map_or([0; 16], of)).collect();
+            digest(all.as_flattened())
         })
     }
 }
-
-static ZERO: LazyLock<Arc<Page>> = LazyLock::new(|| Page::new(&[0; PAGE]));
 
 /// What is written at once: whole pages, shared by every medium that they are written to.
 #[derive(Clone, Debug)]
 pub struct Data {
     bytes: Arc<[u8]>,
-    pages: Arc<OnceLock<Vec<Arc<Page>>>>,
+    pages: Arc<OnceLock<Vec<Shared>>>,
 }
 
 impl Data {
-    fn pages(&self) -> &[Arc<Page>] {
+    fn pages(&self) -> &[Shared] {
         self.pages.get_or_init(|| {
             let whole = self.bytes.chunks_exact(PAGE).filter_map(|page| page.try_into().ok());
-            whole
-                .map(|page: &[u8; PAGE]| if *page == [0; PAGE] { Arc::clone(&ZERO) } else { Page::new(page) })
-                .collect()
+            whole.map(Page::new).collect()
         })
     }
 }
@@ -101,7 +118,7 @@ impl Eq for Data {}
 /// The content of a medium. Copies share the pages that do not differ.
 #[derive(Clone, Debug)]
 pub struct Image {
-    groups: Vec<Arc<Group>>,
+    groups: Arc<Vec<Arc<Group>>>,
     pages: usize,
 }
 
@@ -110,10 +127,10 @@ impl Image {
     pub fn new(size: usize) -> Self {
         let pages = size.div_ceil(PAGE);
         let group = |first: usize| {
-            let pages = vec![Arc::clone(&ZERO); GROUP.min(pages - first)];
+            let pages = vec![None; GROUP.min(pages - first)];
             Arc::new(Group { pages, digest: OnceLock::new() })
         };
-        Self { groups: (0..pages).step_by(GROUP).map(group).collect(), pages }
+        Self { groups: Arc::new((0..pages).step_by(GROUP).map(group).collect()), pages }
     }
 
     /// Length in bytes.
@@ -121,12 +138,12 @@ impl Image {
         (self.pages * PAGE) as u64
     }
 
-    fn page(&self, number: usize) -> &Page {
-        &self.groups[number / GROUP].pages[number % GROUP]
+    fn page(&self, number: usize) -> &[u8; PAGE] {
+        bytes(&self.groups[number / GROUP].pages[number % GROUP])
     }
 
-    fn set(&mut self, number: usize, page: Arc<Page>) {
-        let group = Arc::make_mut(&mut self.groups[number / GROUP]);
+    fn set(&mut self, number: usize, page: Shared) {
+        let group = Arc::make_mut(&mut Arc::make_mut(&mut self.groups)[number / GROUP]);
         group.digest = OnceLock::new();
         group.pages[number % GROUP] = page;
     }
@@ -136,7 +153,7 @@ impl Image {
         self.pieces(offset, buf.len()).is_some_and(|pieces| {
             let mut done = 0;
             for (page, at, len) in pieces {
-                buf[done..done + len].copy_from_slice(&self.page(page).bytes[at..at + len]);
+                buf[done..done + len].copy_from_slice(&self.page(page)[at..at + len]);
                 done += len;
             }
             true
@@ -148,7 +165,7 @@ impl Image {
         self.pieces(offset, data.len()).is_some_and(|pieces| {
             let mut done = 0;
             for (page, at, len) in pieces {
-                let mut bytes = self.page(page).bytes;
+                let mut bytes = *self.page(page);
                 bytes[at..at + len].copy_from_slice(&data[done..done + len]);
                 self.set(page, Page::new(&bytes));
                 done += len;
@@ -168,14 +185,34 @@ impl Image {
         for (number, at, len) in pieces {
             let page = &pages[number - first];
             if len == PAGE {
-                self.set(number, Arc::clone(page));
+                self.set(number, page.clone());
             } else {
-                let mut bytes = self.page(number).bytes;
-                bytes[at..at + len].copy_from_slice(&page.bytes[at..at + len]);
-                self.set(number, Page::new(&bytes));
+                let mut now = *self.page(number);
+                now[at..at + len].copy_from_slice(&bytes(page)[at..at + len]);
+                self.set(number, Page::new(&now));
             }
         }
         true
+    }
+
+    /// The same for those units of `unit` bytes of it that `kept` names one after the other.
+    pub fn write_units(&mut self, offset: u64, data: &Data, unit: usize, mut kept: impl FnMut() -> bool) {
+        let unit = unit.max(1);
+        let mut from = None;
+        for at in (0..data.len()).step_by(unit) {
+            // Neighbours go together.
+            match (kept(), from) {
+                (true, None) => from = Some(at),
+                (false, Some(first)) => {
+                    self.write_part(offset, data, first, at);
+                    from = None;
+                }
+                _ => {}
+            }
+        }
+        if let Some(first) = from {
+            self.write_part(offset, data, first, data.len());
+        }
     }
 
     /// Pages that `len` bytes at `offset` touch: number, offset in the page, length.
@@ -188,22 +225,20 @@ impl Image {
         }))
     }
 
-    /// SHA-256 over the digests of all groups of pages.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        for group in &self.groups {
-            hash.update(group.digest());
-        }
-        hash.finalize().into()
+    /// What tells it from any other.
+    pub fn digest(&self) -> Digest {
+        let all: Vec<Digest> = self.groups.iter().map(|group| *group.digest()).collect();
+        digest(all.as_flattened())
     }
 }
 
 impl PartialEq for Image {
     fn eq(&self, other: &Self) -> bool {
-        let page = |(a, b): (&Arc<Page>, &Arc<Page>)| Arc::ptr_eq(a, b) || a.bytes == b.bytes;
-        let same =
-            |(a, b): (&Arc<Group>, &Arc<Group>)| Arc::ptr_eq(a, b) || a.pages.iter().zip(&b.pages).all(page);
-        self.pages == other.pages && self.groups.iter().zip(&other.groups).all(same)
+        let pages = |a: &Group, b: &Group| a.pages.iter().zip(&b.pages).all(|(a, b)| same(a, b));
+        let groups = |(a, b): (&Arc<Group>, &Arc<Group>)| Arc::ptr_eq(a, b) || pages(a, b);
+        self.pages == other.pages
+            && (Arc::ptr_eq(&self.groups, &other.groups)
+                || self.groups.iter().zip(&*other.groups).all(groups))
     }
 }
 
@@ -220,6 +255,13 @@ mod tests {
             assert!(plain.write(8192 + from as u64, &data[from..to]));
             assert!(part == plain && part.digest() == plain.digest(), "{from}..{to}");
         }
+        let (mut units, mut plain) = (Image::new(1 << 20), Image::new(1 << 20));
+        let mut drawn = (0..24).map(|unit| unit % 5 < 2);
+        units.write_units(8192, &data, 512, || drawn.next().unwrap());
+        for at in (0..3 * PAGE).step_by(512).filter(|at| at / 512 % 5 < 2) {
+            assert!(plain.write(8192 + at as u64, &data[at..at + 512]));
+        }
+        assert!(units == plain && units.digest() == plain.digest());
         assert!(!Image::new(4096).write_part(4096, &data, 0, 1));
     }
 

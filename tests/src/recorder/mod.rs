@@ -1,5 +1,6 @@
 //! Media in memory that log every change in one global order.
 
+mod faults;
 mod image;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,6 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use sha2::{Digest as _, Sha256};
 use slotd::device::esp::{Esp, EspError};
 use slotd::device::loader::efivarfs::Variables;
 use slotd::device::loader::grub::{Block, Grub};
@@ -18,8 +18,9 @@ use slotd::device::medium::{Medium, MediumError};
 use slotd::device::probe::Readback;
 use slotd::domain::{efivar, envblk};
 
+pub use faults::{Faults, Place, Silent};
 use image::PAGE;
-pub use image::{Data, Image};
+pub use image::{Data, Digest, Image, digest};
 
 /// What a simulated ESP holds in bytes, unless told otherwise.
 const ESP_SIZE: u64 = 64 << 20;
@@ -31,7 +32,7 @@ pub type Files = BTreeMap<String, Arc<Content>>;
 #[derive(Debug)]
 pub struct Content {
     bytes: Vec<u8>,
-    digest: OnceLock<[u8; 32]>,
+    digest: OnceLock<Digest>,
 }
 
 impl Content {
@@ -40,8 +41,8 @@ impl Content {
         Arc::new(Self { bytes, digest: OnceLock::new() })
     }
 
-    fn digest(&self) -> &[u8; 32] {
-        self.digest.get_or_init(|| Sha256::digest(&self.bytes).into())
+    fn digest(&self) -> &Digest {
+        self.digest.get_or_init(|| digest(&self.bytes))
     }
 }
 
@@ -109,23 +110,21 @@ impl Media {
         }
     }
 
-    /// SHA-256 that tells two contents of all media apart.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(self.state.digest());
-        for slot in &self.slots {
-            hash.update(slot.digest());
-        }
+    /// What tells this content of all media from any other.
+    pub fn digest(&self) -> Digest {
+        let mut all = Vec::with_capacity(2048);
+        all.extend(self.state.digest());
+        self.slots.iter().for_each(|slot| all.extend(slot.digest()));
         for (name, content) in &self.esp {
-            hash.update(Sha256::digest(name));
-            hash.update(content.digest());
+            all.extend(digest(name.as_bytes()));
+            all.extend(content.digest());
         }
-        hash.update(self.loader);
+        all.extend(self.loader);
         for (name, bytes) in self.variables.iter().flatten() {
-            hash.update(Sha256::digest(name));
-            hash.update(Sha256::digest(bytes));
+            all.extend(digest(name.as_bytes()));
+            all.extend(digest(bytes));
         }
-        hash.finalize().into()
+        digest(&all)
     }
 
     /// Carries out one change.
@@ -217,6 +216,17 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Where it writes, and from which byte on.
+    pub fn place(&self) -> Option<(Place, u64)> {
+        match self {
+            Self::Write { device, offset, .. } => Some((Place::Medium(*device), *offset)),
+            Self::EspWrite { name, offset, .. } => Some((Place::File(name.clone()), *offset)),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -248,17 +258,6 @@ impl std::fmt::Debug for Event {
 /// Called with each event after it was carried out.
 type Watcher = Box<dyn FnMut(&Event) + Send>;
 
-/// What the media do besides what they should.
-#[derive(Clone, Debug, Default)]
-pub struct Faults {
-    /// Blocks that cannot be read until they are written again, by their first byte.
-    pub unreadable: Vec<(Device, u64)>,
-    /// After so many reads of what has changed, one answers with what these media hold.
-    pub stale: Option<(usize, Media)>,
-    /// The ESP holds no more bytes than these, whatever it says is free.
-    pub esp_limit: Option<u64>,
-}
-
 struct Inner {
     media: Media,
     log: Vec<Event>,
@@ -276,6 +275,9 @@ impl Inner {
         }
         if !self.media.image(device).read(offset, buf) {
             return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if let Some(silent) = &self.faults.silent {
+            silent.read(&Place::Medium(device), offset, buf);
         }
         let Some((left, old)) = &mut self.faults.stale else { return Ok(()) };
         let mut then = vec![0; buf.len()];
@@ -359,6 +361,10 @@ impl Recorder {
 
     fn record(&self, event: Event) {
         let mut inner = self.lock();
+        let event = match &mut inner.faults.silent {
+            Some(silent) => silent.write(event),
+            None => event,
+        };
         inner.media.apply(&event);
         if let Event::Write { device, offset, data } = &event {
             let written = *offset..offset.saturating_add(data.len() as u64);
@@ -444,6 +450,10 @@ impl Esp for RecordedEsp {
             source: io::ErrorKind::UnexpectedEof.into(),
         })?;
         buf.copy_from_slice(found);
+        let silent = &self.0.lock().faults.silent;
+        if let Some(silent) = silent {
+            silent.read(&Place::File(name.into()), offset, buf);
+        }
         Ok(())
     }
 

@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::super::Report;
 use super::super::mishaps::Found;
-use super::{LEAST, LEAST_OF_ALL, SMALL};
+use super::super::{Report, Violation, selection};
+use super::{LEAST, SMALL};
 
 /// One scenario.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -26,7 +26,8 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn of(name: &str, report: &Report, seconds: f64) -> Self {
+    /// A scenario of the first table.
+    pub(super) fn first(name: &str, report: &Report, seconds: f64) -> Self {
         Self {
             name: name.into(),
             events: report.events,
@@ -36,6 +37,23 @@ impl Row {
             borders: report.borders,
             seen_borders: report.seen_borders,
             exhausted: name == SMALL,
+            set: report.set,
+            seconds,
+            violations: report.violations.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// One of the second.
+    pub(super) fn second(name: &str, report: &selection::Report, seconds: f64) -> Self {
+        Self {
+            name: name.into(),
+            events: report.events,
+            distinct: report.distinct,
+            second: report.second,
+            third: report.third,
+            borders: report.borders,
+            seen_borders: report.seen_borders,
+            exhausted: false,
             set: report.set,
             seconds,
             violations: report.violations.iter().map(ToString::to_string).collect(),
@@ -52,6 +70,12 @@ impl Row {
 }
 
 impl FaultRow {
+    /// What looking for it showed; the violation that shows it says `sign`.
+    pub(super) fn of(step: String, name: &str, sign: &str, violations: &[Violation]) -> Self {
+        let found = violations.iter().any(|violation| violation.why.contains(sign));
+        Self { step, name: name.into(), found, violations: violations.len() }
+    }
+
     /// Says so where it was not found.
     pub(super) fn tell(&self) {
         if !self.found {
@@ -117,23 +141,13 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Tells a row as it comes.
-    pub(super) fn add(&mut self, row: Row) {
-        row.tell();
-        self.rows.push(row);
-    }
-
-    pub(super) fn fault(&mut self, row: FaultRow) {
-        row.tell();
-        self.faults.push(row);
-    }
-
-    fn states(&self) -> usize {
+    /// Distinct states of all rows.
+    pub(super) fn states(&self) -> usize {
         self.rows.iter().map(|row| row.distinct).sum()
     }
 
-    /// A run of everything must reach far enough.
-    pub(super) fn require_reach(&mut self) {
+    /// A run of everything must reach so many states.
+    pub(super) fn require_reach(&mut self, least: usize) {
         let mut short = Vec::new();
         for row in &self.rows {
             if row.distinct < LEAST && !row.exhausted {
@@ -143,8 +157,8 @@ impl Table {
                 short.push(format!("{}: {} of {} step borders", row.name, row.seen_borders, row.borders));
             }
         }
-        if self.states() < LEAST_OF_ALL {
-            short.push(format!("{} distinct states in all, {LEAST_OF_ALL} are asked for", self.states()));
+        if self.states() < least {
+            short.push(format!("{} distinct states in all, {least} are asked for", self.states()));
         }
         self.short = short;
     }

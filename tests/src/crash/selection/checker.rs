@@ -2,115 +2,232 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use serde_json::{Value, json};
 use slotd::device::loader::uefi::LOADER_CONF;
 
-use super::super::states::{Bounds, Key, after_cuts, key};
-use super::super::{Check, ensure};
+use super::super::cores::{self, lock, on_all_cores};
+use super::super::states::{Bounds, fingerprint, rebuild, some_after_cuts};
+use super::super::{Check, Cut, Violation, ensure};
 use super::law::{self, End, Lost, Verdict, state};
 use super::power::{Power, Settled, Starts};
-use super::{Again, Cut, DRAWN, Report, Sample, Scenario, loader, neighbours, spread};
-use crate::recorder::{Event, Media};
+use super::{Again, DRAWN, Report, Sample, Scenario, State, loader};
+use crate::recorder::{Digest, Event, Media};
 
-/// Cuts a scenario everywhere, on two threads.
+/// Starts whose log is in memory at a time.
+const BATCH: usize = 256;
+/// States after a second cut that are in memory at a time, about.
+const HELD: usize = 4096;
+
+/// Cuts a scenario everywhere, on all cores.
 pub(super) fn check(scenario: &Scenario<'_>, sample: &Sample) -> Report {
-    let cuts = scenario.cuts(sample);
-    let borders = scenario.borders();
-    let is = |which: fn(&Cut) -> bool| cuts.iter().filter(|cut| which(cut)).count();
-    let report = Report {
-        events: scenario.log.len(),
-        borders: borders.len(),
-        states: is(|cut| cut.right.is_some()),
-        neighbours: is(|cut| cut.lost.neighbour),
-        losses: is(|cut| cut.right.is_none()),
-        ..Report::default()
-    };
-    let checker = Checker {
-        scenario,
-        undisturbed: None,
-        starts: Starts::default(),
-        repeated: Mutex::default(),
-        distinct: cuts.iter().map(|cut| key(&cut.media)).collect(),
-        again: sample.again,
-        report: Mutex::new(report),
-    };
-    checker.run(cuts, &borders, sample)
+    let mut checker = Checker::new(scenario, &sample.again);
+    let bounds = checker.reach(sample);
+    if checker.undisturbed.is_some() {
+        let most = (HELD * checker.left / checker.wanted[0].max(1)).clamp(1, BATCH);
+        let mut batch = Vec::new();
+        scenario.first_cuts(&bounds, sample, &mut |state| {
+            batch.push(state);
+            if batch.len() == most {
+                checker.check_batch(std::mem::take(&mut batch), 0);
+            }
+        });
+        checker.check_batch(batch, 0);
+    }
+    checker.report()
 }
 
-struct Checker<'a> {
+/// Checks the state that these cuts lead to, and nothing else.
+pub(super) fn replay(scenario: &Scenario<'_>, cuts: &[Cut]) -> Check<()> {
+    let checker = Checker::new(scenario, &Bounds::quick());
+    if checker.undisturbed.is_none() {
+        return checker.report().violations.into_iter().next().map_or(Ok(()), |found| Err(found.why));
+    }
+    let Some((first, later)) = cuts.split_first() else { return Ok(()) };
+    let mut state = scenario.state_at(first).ok_or("there is no such loss")?;
+    for cut in later {
+        let settled = checker.check_state(&state)?;
+        let media = rebuild(&state.media, &settled.first_start, &cut.origin);
+        state = state.cut_again(cut.origin.clone(), media);
+    }
+    checker.check_state(&state).map(drop)
+}
+
+pub(super) struct Checker<'a> {
     scenario: &'a Scenario<'a>,
     /// What the undisturbed one comes to.
     undisturbed: Option<Settled>,
     starts: Starts,
     /// What doing it again came to, by what it was done on.
-    repeated: Mutex<HashMap<Key, Check<()>>>,
-    distinct: HashSet<Key>,
+    repeated: Mutex<HashMap<Digest, Check<()>>>,
+    distinct: HashSet<Digest>,
     again: Bounds,
-    report: Mutex<Report>,
+    /// States after a second cut that are still asked for, and those after a third.
+    wanted: [usize; 2],
+    /// States after a first cut that are still to be cut again.
+    left: usize,
+    violations: Mutex<Vec<Violation>>,
+    report: Report,
 }
 
-impl Checker<'_> {
-    fn run(mut self, cuts: Vec<Cut>, borders: &[Key], sample: &Sample) -> Report {
-        match self.power(Lost::default()).settle(&self.scenario.finished) {
-            Ok(settled) => self.undisturbed = Some(settled),
-            Err(why) => self.note(|report| report.violations.push(format!("undisturbed: {why}"))),
-        }
-        if self.undisturbed.is_some() {
-            let first = self.check_all(cuts);
-            let missing = sample.distinct.saturating_sub(self.distinct.len());
-            let (chosen, made) = self.cut_again(&first, (missing / 2).max(sample.again_at_least));
-            self.note(|report| report.second = (chosen.len(), made));
-            let second = self.check_all(chosen);
-            let missing = sample.distinct.saturating_sub(self.distinct.len());
-            let (chosen, made) = self.cut_again(&second, missing.max(sample.again_at_least));
-            self.note(|report| report.third = (chosen.len(), made));
-            self.check_all(chosen);
-        }
-        let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
-        report.distinct = self.distinct.len();
-        report.seen_borders = borders.iter().filter(|border| self.distinct.contains(*border)).count();
-        report.violations.sort();
-        report
+impl<'a> Checker<'a> {
+    fn new(scenario: &'a Scenario<'a>, again: &Bounds) -> Self {
+        let mut checker = Self {
+            scenario,
+            undisturbed: None,
+            starts: Starts::default(),
+            repeated: Mutex::default(),
+            distinct: HashSet::new(),
+            again: *again,
+            wanted: [0; 2],
+            left: 0,
+            violations: Mutex::default(),
+            report: Report::default(),
+        };
+        checker.undisturbed =
+            checker.guarded(&[], || checker.power(Lost::default()).settle(&scenario.finished));
+        checker
     }
 
-    fn note(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Checks them on two threads; answers what each of them did in its first start.
-    fn check_all(&self, cuts: Vec<Cut>) -> Vec<(Cut, Vec<Event>)> {
-        let (next, logs) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
-        thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(cut) = cuts.get(index) else { break };
-                        if let Some(log) = self.check(cut) {
-                            logs.lock().unwrap_or_else(PoisonError::into_inner).insert(index, log);
-                        }
-                    }
-                });
+    /// How closely to look after each event, and how often to cut again, to come to as many states as are asked for.
+    fn reach(&mut self, sample: &Sample) -> Bounds {
+        let mut bounds = sample.bounds;
+        let (first, neighbours) = loop {
+            let (mut first, mut neighbours) = (HashSet::new(), 0_usize);
+            self.scenario.first_cuts(&bounds, sample, &mut |state| {
+                let new = first.insert(state.media.digest());
+                neighbours += usize::from(new && state.lost.neighbour);
+            });
+            // A short log: what it writes is torn in more ways.
+            if first.len() >= sample.distinct / 4 || bounds.drawn >= DRAWN {
+                break (first, neighbours);
             }
-        });
-        let logs = logs.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let started = cuts.into_iter().enumerate();
-        started.filter_map(|(index, cut)| Some((cut, logs.get(&index)?.clone()))).collect()
+            bounds.drawn = (2 * bounds.drawn).max(4);
+        };
+        let missing = sample.distinct.saturating_sub(first.len());
+        self.wanted = [missing.div_ceil(2).max(sample.again_at_least); 2];
+        self.left = first.len() - neighbours;
+        bounds
     }
 
-    fn check(&self, cut: &Cut) -> Option<Vec<Event>> {
-        let checked = catch_unwind(AssertUnwindSafe(|| self.check_cut(cut)));
-        match checked.unwrap_or_else(|_| Err("panicked".into())) {
-            Ok(log) => Some(log),
-            Err(why) => {
-                self.note(|report| report.violations.push(format!("{}: {why}", cut.what)));
-                None
-            }
+    fn report(mut self) -> Report {
+        let borders = self.scenario.borders();
+        self.report.events = self.scenario.log.len();
+        self.report.distinct = self.distinct.len();
+        self.report.borders = borders.len();
+        self.report.seen_borders = borders.iter().filter(|border| self.distinct.contains(*border)).count();
+        self.report.violations = self.violations.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.report.violations.sort();
+        self.report
+    }
+
+    fn guarded<T>(&self, cuts: &[Cut], check: impl FnOnce() -> Check<T>) -> Option<T> {
+        let checked = catch_unwind(AssertUnwindSafe(check));
+        let why = match checked.unwrap_or_else(|_| Err("panicked".into())) {
+            Ok(found) => return Some(found),
+            Err(why) => why,
+        };
+        lock(&self.violations).push(Violation { cuts: cuts.to_vec(), why });
+        None
+    }
+
+    /// Checks states after so many cuts and one, and states after a cut in their starts. Which ones does not hang on
+    /// which thread was first.
+    fn check_batch(&mut self, states: Vec<State>, level: usize) {
+        let parents = |states: &[State]| states.iter().filter(|state| state.is_cut_again()).count();
+        let mut rest = parents(&states);
+        if level == 0 {
+            self.left = self.left.saturating_sub(rest);
         }
+        let mut states = states.into_iter();
+        loop {
+            let some: Vec<State> = states.by_ref().take(BATCH).collect();
+            if some.is_empty() {
+                break;
+            }
+            for state in &some {
+                self.count(state);
+            }
+            let share = (parents(&some), rest + self.to_come(level));
+            rest -= share.0;
+            let started = self.check_all(some);
+            let next = self.cut_again(&started, level, share);
+            drop(started);
+            self.check_batch(next, level + 1);
+        }
+    }
+
+    /// How many states are still to be cut again at this level that are not made yet.
+    fn to_come(&self, level: usize) -> usize {
+        match level {
+            0 => self.left,
+            _ if self.left == 0 => 0,
+            _ => self.wanted[0],
+        }
+    }
+
+    fn count(&mut self, state: &State) {
+        if state.known {
+            return;
+        }
+        self.distinct.insert(state.media.digest());
+        let report = &mut self.report;
+        report.set ^= fingerprint(&state.cuts);
+        match state.cuts.len() {
+            1 if state.right.is_none() => report.losses += 1,
+            1 => report.states += 1,
+            2 => report.second += 1,
+            _ => report.third += 1,
+        }
+        report.neighbours += usize::from(state.lost.neighbour && state.cuts.len() == 1);
+    }
+
+    /// Checks them on all cores; answers those that held, with what each did in its first start.
+    fn check_all(&self, states: Vec<State>) -> Vec<(State, Vec<Event>)> {
+        let logs = Mutex::new(BTreeMap::new());
+        on_all_cores(
+            |send| states.iter().enumerate().for_each(send),
+            |(index, state): (usize, &State)| {
+                cores::count();
+                if let Some(settled) = self.guarded(&state.cuts, || self.check_state(state)) {
+                    lock(&logs).insert(index, settled.first_start);
+                }
+            },
+        );
+        let mut logs = logs.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let started = states.into_iter().enumerate();
+        started.filter_map(|(index, state)| Some((state, logs.remove(&index)?))).collect()
+    }
+
+    /// States after a cut in these starts, none of which was seen before: what falls to so many of so many. What one
+    /// start does not have, the others make up for.
+    fn cut_again(
+        &mut self,
+        started: &[(State, Vec<Event>)],
+        level: usize,
+        (some, of): (usize, usize),
+    ) -> Vec<State> {
+        let parents: Vec<_> = started.iter().filter(|(state, _)| state.is_cut_again()).collect();
+        let Some(wanted) = self.wanted.get_mut(level) else { return Vec::new() };
+        let mut missing = if some < of { wanted.saturating_mul(some) / of } else { *wanted };
+        let (mut all, mut new, mut again) = (Vec::new(), HashSet::new(), self.again);
+        while missing > 0 && again.drawn < DRAWN {
+            for (place, (state, log)) in parents.iter().enumerate() {
+                let count = missing.div_ceil(parents.len() - place);
+                let bounds = again.seeded(again.seed ^ fingerprint(&state.cuts));
+                let known = |digest: &Digest| self.distinct.contains(digest) || new.contains(digest);
+                let found = some_after_cuts(&state.media, log, &bounds, count, known);
+                missing = missing.saturating_sub(found.len());
+                for (origin, media) in found {
+                    new.insert(media.digest());
+                    all.push(state.cut_again(origin, media));
+                }
+            }
+            again.drawn = (4 * again.drawn).max(4);
+        }
+        *wanted = wanted.saturating_sub(all.len());
+        all
     }
 
     fn power(&self, lost: Lost) -> Power<'_> {
@@ -136,7 +253,7 @@ impl Checker<'_> {
         Ok(settled)
     }
 
-    fn check_cut(&self, cut: &Cut) -> Check<Vec<Event>> {
+    fn check_state(&self, cut: &State) -> Check<Settled> {
         let settled = self.settle(&cut.media, cut.lost)?;
         if let Some(all) = &cut.right {
             let found = settled.verdict;
@@ -150,14 +267,14 @@ impl Checker<'_> {
                 self.repeat(&settled.media)?;
             }
         }
-        Ok(settled.first_start)
+        Ok(settled)
     }
 
     fn repeat(&self, settled: &Media) -> Check<()> {
         let key = law::reads_as(settled);
-        let known = self.repeated.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = lock(&self.repeated).get(&key).cloned();
         let done = known.unwrap_or_else(|| self.repeat_once(settled));
-        self.repeated.lock().unwrap_or_else(PoisonError::into_inner).insert(key, done.clone());
+        lock(&self.repeated).insert(key, done.clone());
         done
     }
 
@@ -171,43 +288,6 @@ impl Checker<'_> {
         } else {
             same_end(&scenario.finished, &again)
         }
-    }
-
-    /// `count` of the states after a cut in a start, none of which was seen before, and how many there are to choose
-    /// from. What nobody touched is lost in one start at most.
-    fn cut_again(&mut self, started: &[(Cut, Vec<Event>)], count: usize) -> (Vec<Cut>, usize) {
-        let started: Vec<_> = started.iter().filter(|(cut, _)| !cut.lost.neighbour).collect();
-        let of_each = (16 * count).div_ceil(started.len().max(1));
-        let (mut all, mut made, mut again) = (Vec::new(), 0, self.again);
-        while all.len() < count && again.drawn < DRAWN {
-            (all, made) = self.fresh(&started, of_each, &again);
-            again.drawn = (4 * again.drawn).max(4);
-        }
-        let chosen: Vec<Cut> = spread(&all, count).cloned().collect();
-        self.distinct.extend(chosen.iter().map(|cut| key(&cut.media)));
-        (chosen, made)
-    }
-
-    /// At most `of_each` states after a cut in each of these starts, without those that were seen before, and how many
-    /// there are.
-    fn fresh(&self, started: &[&(Cut, Vec<Event>)], of_each: usize, again: &Bounds) -> (Vec<Cut>, usize) {
-        let (mut all, mut made, mut fresh) = (Vec::new(), 0, HashSet::new());
-        for (cut, log) in started {
-            let right = vec![vec![()]; log.len() + 1];
-            let mut states = after_cuts(&cut.media, log, &right, again);
-            states.extend(neighbours(&cut.media, log, &right));
-            made += states.len();
-            for state in spread(&states, of_each) {
-                let key = key(&state.media);
-                if self.distinct.contains(&key) || !fresh.insert(key) {
-                    continue;
-                }
-                let lost = Lost { neighbour: state.neighbour, ..cut.lost };
-                let what = format!("{}; then {}", cut.what, state.origin);
-                all.push(Cut { media: state.media.clone(), right: None, what, lost });
-            }
-        }
-        (all, made)
     }
 }
 

@@ -122,6 +122,14 @@ impl Ground {
         if self.two.variables.is_some() { Loader::SystemdBoot } else { Loader::Grub }
     }
 
+    /// What a scenario or a fault is called under this loader.
+    pub fn named(&self, name: &str) -> String {
+        match self.loader() {
+            Loader::Grub => format!("GRUB: {name}"),
+            Loader::SystemdBoot => format!("systemd-boot: {name}"),
+        }
+    }
+
     /// Whether the root in a slot is that of its firmware.
     pub fn verifies(&self, media: &Media, slot: usize) -> bool {
         let root = |media: &Media| {

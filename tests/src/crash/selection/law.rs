@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use sha2::{Digest as _, Sha256};
 use slotd::device::loader::uefi::LOADER_CONF;
 use slotd::domain::boot::Entry;
 use slotd::domain::efivar;
@@ -11,11 +10,10 @@ use slotd::domain::plan::SelectStep;
 use slotd::domain::state::{State, UpgradeOutcome};
 
 use super::super::law::read_state;
-use super::super::states::{Key, key};
 use super::super::{Check, ensure};
 use super::ground::{Ground, UNKNOWN};
 use super::loader;
-use crate::recorder::{Device, Event, Image, Media};
+use crate::recorder::{Device, Digest, Event, Image, Media, digest};
 
 /// What an appliance comes to when it is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +50,7 @@ pub struct Verdict {
 pub fn state(media: &Media) -> Option<State> {
     thread_local! {
         /// What was read last, by the content of the medium: it is asked again and again.
-        static READ: RefCell<HashMap<[u8; 32], Option<State>>> = RefCell::default();
+        static READ: RefCell<HashMap<Digest, Option<State>>> = RefCell::default();
     }
     let digest = media.state.digest();
     READ.with_borrow_mut(|read| {
@@ -66,16 +64,14 @@ pub fn state(media: &Media) -> Option<State> {
 
 /// What tells these media from any that read otherwise. The sequence number of the state's record and what lies in the
 /// place of the next one decide nothing while the power stays on.
-pub fn reads_as(media: &Media) -> Key {
-    let mut bare = media.clone();
-    let mut hash = Sha256::new();
+pub fn reads_as(media: &Media) -> Digest {
+    let (mut bare, mut all) = (media.clone(), Vec::new());
     if let Some(state) = state(media) {
         bare.state = Image::new(0);
-        hash.update(state.render());
+        all = state.render();
     }
-    hash.update(key(&bare));
-    let digest = hash.finalize();
-    std::array::from_fn(|at| digest[at])
+    all.extend(bare.digest());
+    digest(&all)
 }
 
 /// The step of the second table that each event belongs to.

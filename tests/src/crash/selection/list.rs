@@ -92,6 +92,17 @@ pub struct Fault {
     pub sign: &'static str,
 }
 
+impl Fault {
+    /// The scenario with the fault in it.
+    pub fn planted<'a>(&self, ground: &'a Ground) -> anyhow::Result<Scenario<'a>> {
+        let mut scenario = (self.make)(ground)?;
+        let log = scenario.log.clone();
+        (self.plant)(&mut scenario);
+        anyhow::ensure!(scenario.log != log, "{self:?}: nothing was planted");
+        Ok(scenario)
+    }
+}
+
 impl std::fmt::Debug for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}: {}", self.step, self.name)

@@ -15,12 +15,12 @@ pub mod scenarios;
 use std::collections::HashSet;
 use std::fmt;
 
-use slotd::device::loader::uefi::LOADER_CONF;
 use slotd::domain::plan::SelectStep;
 use slotd::store::RevertRequest;
 
-use super::states::{Bounds, CrashState, Key, after_cuts, key, lost_neighbours};
-use crate::recorder::{Event, Media, Recorder};
+use super::states::{Bounds, CrashState, Origin, each_after_cuts, lost_neighbours, rebuild};
+use super::{Check, Cut, During, Violation};
+use crate::recorder::{Digest, Event, Media, Recorder};
 use ground::Ground;
 use law::{Flip, Lost, Verdict, right_after_each, state};
 use power::{Came, Health, Power};
@@ -118,14 +118,16 @@ pub struct Report {
     pub neighbours: usize,
     /// Contents after a cut with the loader's settings lost that were started.
     pub losses: usize,
-    /// Contents after a second cut that were started, and how many were made to choose from.
-    pub second: (usize, usize),
-    /// Contents after a third cut that were started, and how many were made to choose from.
-    pub third: (usize, usize),
+    /// Contents after a second cut that were started.
+    pub second: usize,
+    /// Contents after a third cut that were started.
+    pub third: usize,
     /// Distinct contents of the media, all of these together.
     pub distinct: usize,
+    /// A number that tells the set of all cuts that were tried from any other.
+    pub set: u64,
     /// What should not be, with the state it was found in.
-    pub violations: Vec<String>,
+    pub violations: Vec<Violation>,
 }
 
 impl fmt::Display for Report {
@@ -134,12 +136,8 @@ impl fmt::Display for Report {
         write!(
             f,
             "{distinct} distinct states: {events} events, {states} after a cut ({neighbours} with a lost neighbour), \
-             {losses} with lost settings, {} of {} after a second cut, {} of {} after a third; {} of {} borders of \
-             steps; {} violations",
-            second.0,
-            second.1,
-            third.0,
-            third.1,
+             {losses} with lost settings, {second} after a second cut, {third} after a third; {} of {} borders of steps; \
+             {} violations",
             self.seen_borders,
             self.borders,
             violations.len()
@@ -168,16 +166,16 @@ impl Scenario<'_> {
     }
 
     /// The media at the beginning, at the end, and wherever one step of the second table follows another.
-    fn borders(&self) -> Vec<Key> {
+    fn borders(&self) -> Vec<Digest> {
         let (mut now, mut last, mut borders) = (self.start.clone(), None, Vec::new());
         for (event, step) in self.log.iter().zip(law::steps(&self.start, &self.log)) {
             if last != Some(step) {
-                borders.push(key(&now));
+                borders.push(now.digest());
             }
             last = Some(step);
             now.apply(event);
         }
-        borders.push(key(&now));
+        borders.push(now.digest());
         borders
     }
 
@@ -186,45 +184,61 @@ impl Scenario<'_> {
         checker::check(self, sample)
     }
 
-    /// The states after a cut, and those with something lost.
-    fn cuts(&self, sample: &Sample) -> Vec<Cut> {
-        let right = right_after_each(&self.start, &self.log, self.first, &self.flips);
-        let mut bounds = sample.bounds;
-        let mut states = after_cuts(&self.start, &self.log, &right, &bounds);
-        // A short log: what it writes is torn in more ways.
-        while states.len() < sample.distinct / 4 && bounds.drawn < DRAWN {
-            bounds.drawn = (2 * bounds.drawn).max(4);
-            states = after_cuts(&self.start, &self.log, &right, &bounds);
-        }
-        if sample.neighbours {
-            states.extend(neighbours(&self.start, &self.log, &right));
-        }
-        let lost = self.losses(sample.losses);
-        states.into_iter().map(Cut::from).chain(lost).collect()
+    /// Checks the state that these cuts lead to.
+    pub fn replay(&self, cuts: &[Cut]) -> Check<()> {
+        checker::replay(self, cuts)
     }
 
-    /// The media behind each event with the loader's settings, or both records of the state, lost in each way; `sample`
-    /// of them.
-    fn losses(&self, sample: usize) -> Vec<Cut> {
-        if sample == 0 || state(&self.start).is_none() {
+    fn right(&self) -> Vec<Vec<Verdict>> {
+        right_after_each(&self.start, &self.log, self.first, &self.flips)
+    }
+
+    /// Hands on the states after a cut, and those with something lost.
+    fn first_cuts(&self, bounds: &Bounds, sample: &Sample, visit: &mut dyn FnMut(State)) {
+        let right = self.right();
+        each_after_cuts(&self.start, &self.log, &right, bounds, &mut |state| visit(state.into()));
+        if sample.neighbours {
+            lost_neighbours(&self.start, &self.log, &right, &mut |state| visit(state.into()));
+        }
+        let (mut known, mut all) = (HashSet::new(), Vec::new());
+        for number in 0..=self.log.len() {
+            if sample.losses > 0 {
+                all.extend(self.losses(number).into_iter().filter(|lost| known.insert(lost.media.digest())));
+            }
+        }
+        spread(&all, sample.losses).cloned().for_each(visit);
+    }
+
+    /// The media behind the first events with the loader's settings, or both records of the state, lost in each way.
+    fn losses(&self, events: usize) -> Vec<State> {
+        if state(&self.start).is_none() {
             return Vec::new();
         }
-        let (mut now, mut known, mut all) = (self.start.clone(), HashSet::new(), Vec::new());
-        for number in 0..=self.log.len() {
-            if let Some(event) = number.checked_sub(1).and_then(|last| self.log.get(last)) {
-                now.apply(event);
-            }
-            let settings = loader::losses(&now).into_iter().map(|lost| (lost, true));
-            let records = self.lost_states(&now).into_iter().map(|lost| (lost, false));
-            for ((media, what), settings) in settings.chain(records) {
-                let lost = Lost { state: !settings, loader: settings || self.blind, neighbour: false };
-                if known.insert(media.digest()) {
-                    let what = format!("after event {number}: {what}");
-                    all.push(Cut { media, right: None, what, lost });
-                }
-            }
+        let now = rebuild(&self.start, &self.log, &Origin::at(events));
+        let settings = loader::losses(&now).into_iter().map(|lost| (lost, true));
+        let records = self.lost_states(&now).into_iter().map(|lost| (lost, false));
+        let lost = |((media, what), settings): ((Media, &str), bool)| State {
+            media,
+            right: None,
+            cuts: vec![Cut { lost: Some(what.into()), ..Cut::new(During::Run, Origin::at(events)) }],
+            lost: Lost { state: !settings, loader: settings || self.blind, neighbour: false },
+            known: false,
+        };
+        settings.chain(records).map(lost).collect()
+    }
+
+    /// The state that a first cut leads to.
+    fn state_at(&self, cut: &Cut) -> Option<State> {
+        if cut.lost.is_some() {
+            return self.losses(cut.origin.cut).into_iter().find(|state| state.cuts.first() == Some(cut));
         }
-        spread(&all, sample).cloned().collect()
+        let (all, origin, at) = (self.right(), cut.origin.clone(), cut.origin.cut);
+        // A block of the loader that was not written at all is right, too.
+        let last = at.checked_sub(1).filter(|last| matches!(self.log.get(*last), Some(Event::Loader { .. })));
+        let earlier = last.filter(|last| origin.writes.contains_key(last)).and_then(|last| all.get(last));
+        let right = earlier.into_iter().chain(all.get(at)).flatten().copied().collect();
+        let media = rebuild(&self.start, &self.log, &origin);
+        Some(CrashState { media, right, origin, known: false, repeat: false }.into())
     }
 
     /// Without a state no start is counted, so what dies is started for ever, be it the default or what the loader cannot
@@ -278,37 +292,46 @@ impl Scenario<'_> {
 
 /// A state that is started.
 #[derive(Clone, Debug)]
-struct Cut {
+struct State {
     media: Media,
     /// What may become of it; where it is not said, whatever the oracle allows.
     right: Option<Vec<Verdict>>,
     /// How it came about.
-    what: String,
+    cuts: Vec<Cut>,
     /// What is lost besides what a cut takes.
     lost: Lost,
+    /// It was handed on before; only what may become of it is narrower now.
+    known: bool,
 }
 
-impl From<CrashState<Verdict>> for Cut {
+impl From<CrashState<Verdict>> for State {
     fn from(state: CrashState<Verdict>) -> Self {
-        let lost = Lost { neighbour: state.neighbour, ..Lost::default() };
-        Self { media: state.media, right: Some(state.right), what: state.origin.to_string(), lost }
+        Self {
+            media: state.media,
+            right: Some(state.right),
+            lost: Lost { neighbour: state.origin.lost_neighbour(), ..Lost::default() },
+            cuts: vec![Cut::new(During::Run, state.origin)],
+            known: state.known,
+        }
+    }
+}
+
+impl State {
+    /// What nobody touched is lost in one start at most.
+    fn is_cut_again(&self) -> bool {
+        !self.known && !self.lost.neighbour
+    }
+
+    /// These media, after another cut in the start of this one.
+    fn cut_again(&self, origin: Origin, media: Media) -> Self {
+        let lost = Lost { neighbour: origin.lost_neighbour(), ..self.lost };
+        let cuts = [self.cuts.as_slice(), &[Cut::new(During::Start, origin)]].concat();
+        Self { media, right: None, cuts, lost, known: false }
     }
 }
 
 /// States drawn after each event at most, where there are few others.
 const DRAWN: usize = 256;
-
-/// The states with a file lost that nobody touched. `loader.conf` lies in a directory of its own, so neither it nor a
-/// boot image is lost with the other.
-fn neighbours<R: Clone + PartialEq>(start: &Media, log: &[Event], right: &[Vec<R>]) -> Vec<CrashState<R>> {
-    let of_conf = |event: &Event| matches!(event, Event::EspCreate { name } | Event::EspWrite { name, .. } | Event::EspSyncFile { name } if name == LOADER_CONF);
-    let mut states = lost_neighbours(start, log, right);
-    states.retain(|state| {
-        let last = state.origin.cut.checked_sub(1).and_then(|last| log.get(last));
-        !last.is_some_and(of_conf) && !state.origin.files.contains_key(LOADER_CONF)
-    });
-    states
-}
 
 /// At most `count` of `all`, evenly.
 fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {

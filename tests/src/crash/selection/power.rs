@@ -7,12 +7,11 @@ use slotd::domain::boot::Entry;
 use slotd::domain::plan::SelectStep;
 use slotd::store::{SlotWord, Start, Store};
 
-use super::super::states::Key;
 use super::super::{Check, ensure};
 use super::ground::{Ground, id};
 use super::law::{self, End, Lost, Verdict, state};
 use super::loader;
-use crate::recorder::{Event, Media, Recorder};
+use crate::recorder::{Digest, Event, Media, Recorder};
 
 /// Starts after which an appliance that is left alone must have come to rest.
 const STARTS: usize = 16;
@@ -71,7 +70,7 @@ struct Started {
 }
 
 /// What was started with which health and which doubts.
-type What = (Key, [Health; 3], Lost);
+type What = (Digest, [Health; 3], Lost);
 
 /// Starts by what was started.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ mod draw;
 mod origin;
 mod window;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -18,7 +18,7 @@ pub use draw::{Draw, first_word};
 pub use origin::{Fate, FileFate, Origin};
 use window::Window;
 
-use crate::recorder::{Event, Media};
+use crate::recorder::{Digest, Event, Media};
 
 /// How far to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,18 +93,6 @@ pub struct CrashState<R> {
     pub known: bool,
     /// Whether the operation is repeated from here.
     pub repeat: bool,
-    /// Whether a file is gone that nobody touched: its directory sector was being written.
-    pub neighbour: bool,
-}
-
-/// First half of a digest: enough to tell contents apart.
-pub type Key = [u8; 16];
-
-/// What tells this content from any other.
-pub fn key(media: &Media) -> Key {
-    let mut key = [0; 16];
-    key.copy_from_slice(&media.digest()[..16]);
-    key
 }
 
 /// Hands the distinct states after each prefix of `log` to `visit`; `right` says what is right after each prefix.
@@ -115,8 +103,7 @@ pub fn each_after_cuts<R: Clone + PartialEq>(
     bounds: &Bounds,
     visit: &mut dyn FnMut(CrashState<R>),
 ) {
-    let mut states =
-        States { seen: HashMap::new(), rights: Vec::new(), bounds: *bounds, neighbour: false, visit };
+    let mut states = States { seen: HashMap::new(), rights: Vec::new(), bounds: *bounds, visit };
     let mut window = Window::new(start);
     for cut in 0..=log.len() {
         let last = cut.checked_sub(1).and_then(|last| log.get(last));
@@ -134,7 +121,7 @@ pub fn each_after_cuts<R: Clone + PartialEq>(
         for origin in systematic(&window, cut, bounds) {
             add(origin);
         }
-        if window.writes().next().is_some() || !window.touched().is_empty() {
+        if window.is_loose() {
             let mut draw = Draw::new(bounds.seed, &[cut as u64]);
             // Different draws may leave the same; where few are new after many, there are no more.
             let mut new = 0;
@@ -145,15 +132,44 @@ pub fn each_after_cuts<R: Clone + PartialEq>(
     }
 }
 
-/// The same, all at once: for short logs.
-pub fn after_cuts<R: Clone + PartialEq>(
+/// At most `count` states after a cut in `log`, drawn from the seed; each content once, and none that is `known`.
+pub fn some_after_cuts(
     start: &Media,
     log: &[Event],
-    right: &[Vec<R>],
     bounds: &Bounds,
-) -> Vec<CrashState<R>> {
-    let mut found = Vec::new();
-    each_after_cuts(start, log, right, bounds, &mut |state| found.push(state));
+    count: usize,
+    known: impl Fn(&Digest) -> bool,
+) -> Vec<(Origin, Media)> {
+    let mut draw = Draw::new(bounds.seed, &[]);
+    let mut wanted = vec![0; log.len()];
+    for _ in 0..count {
+        if let Some(cut) = wanted.get_mut(draw.below(log.len())) {
+            *cut += 1;
+        }
+    }
+    let (mut window, mut found, mut seen, mut owed) = (Window::new(start), Vec::new(), HashSet::new(), 0);
+    for (event, (cut, wanted)) in log.iter().zip((1..).zip(wanted)) {
+        window.push(event);
+        // What this cut cannot give, a later one does.
+        owed += wanted;
+        if owed == 0 {
+            continue;
+        }
+        let mut origins = systematic(&window, cut, bounds);
+        origins.extend(lost_with(&window, cut));
+        if window.is_loose() {
+            origins.extend((0..bounds.drawn.max(2 * owed)).map(|_| drawn(&window, cut, &mut draw)));
+        }
+        while owed > 0 && !origins.is_empty() {
+            let origin = origins.swap_remove(draw.below(origins.len()));
+            let media = window.build(&origin);
+            let digest = media.digest();
+            if !known(&digest) && seen.insert(digest) {
+                found.push((origin, media));
+                owed -= 1;
+            }
+        }
+    }
     found
 }
 
@@ -163,25 +179,23 @@ pub fn lost_neighbours<R: Clone + PartialEq>(
     start: &Media,
     log: &[Event],
     right: &[Vec<R>],
-) -> Vec<CrashState<R>> {
-    let mut found = Vec::new();
-    let mut visit = |state| found.push(state);
+    visit: &mut dyn FnMut(CrashState<R>),
+) {
     let bounds = Bounds { repeat: 0, ..Bounds::quick() };
-    let mut states =
-        States { seen: HashMap::new(), rights: Vec::new(), bounds, neighbour: true, visit: &mut visit };
+    let mut states = States { seen: HashMap::new(), rights: Vec::new(), bounds, visit };
     let mut window = Window::new(start);
     for (event, (cut, allowed)) in log.iter().zip((1..).zip(right.iter().skip(1))) {
         window.push(event);
-        let touched = window.touched();
-        if touched.is_empty() {
-            continue;
-        }
-        for name in window.now.esp.keys().filter(|name| !touched.contains(name)) {
-            let files = BTreeMap::from([(name.clone(), FileFate::Absent)]);
-            states.add(&window, Origin { files, ..Origin::at(cut) }, allowed);
+        for origin in lost_with(&window, cut) {
+            states.add(&window, origin, allowed);
         }
     }
-    found
+}
+
+/// After `cut` events, each file lost that nobody touched, in a directory that is being changed.
+fn lost_with(window: &Window, cut: usize) -> Vec<Origin> {
+    let gone = |name: &String| BTreeMap::from([(name.clone(), FileFate::Gone)]);
+    window.neighbours().into_iter().map(|name| Origin { files: gone(name), ..Origin::at(cut) }).collect()
 }
 
 /// After how many events of `log` there is something that a cut may take.
@@ -225,10 +239,9 @@ pub fn rebuild(start: &Media, log: &[Event], origin: &Origin) -> Media {
 
 struct States<'a, R> {
     /// By content: which of `rights` it was handed on with.
-    seen: HashMap<Key, u32>,
+    seen: HashMap<Digest, u32>,
     rights: Vec<Vec<R>>,
     bounds: Bounds,
-    neighbour: bool,
     visit: &'a mut dyn FnMut(CrashState<R>),
 }
 
@@ -236,7 +249,7 @@ impl<R: Clone + PartialEq> States<'_, R> {
     /// True where the content is new.
     fn add(&mut self, window: &Window, origin: Origin, right: &[R]) -> bool {
         let media = window.build(&origin);
-        let key = key(&media);
+        let key = media.digest();
         let known = self.seen.get(&key).and_then(|index| self.rights.get(*index as usize));
         let right = match known {
             // Nothing that was right before is wrong now.
@@ -256,8 +269,7 @@ impl<R: Clone + PartialEq> States<'_, R> {
             _ if origin == Origin::at(origin.cut) => true,
             some => sample(&origin, self.bounds.seed, some),
         };
-        let neighbour = self.neighbour;
-        (self.visit)(CrashState { media, right, origin, known, repeat, neighbour });
+        (self.visit)(CrashState { media, right, origin, known, repeat });
         !known
     }
 }

@@ -56,6 +56,8 @@ pub enum Fate {
 pub enum FileFate {
     /// It is not there.
     Absent,
+    /// It is not there, though nobody touched it: its directory sector was being written for another one.
+    Gone,
     /// It is as it was at the last sync.
     Old,
     /// It ends too early.
@@ -85,6 +87,11 @@ impl Origin {
         Self { cut, ..Self::default() }
     }
 
+    /// Whether a file is gone that nobody touched.
+    pub fn lost_neighbour(&self) -> bool {
+        self.files.values().any(|fate| *fate == FileFate::Gone)
+    }
+
     /// How much it takes to say: what is lost, then the sizes, then the cut. Shrinking makes it smaller.
     pub fn weight(&self) -> (usize, usize, usize) {
         let write = |fate: &Fate| match fate {
@@ -93,7 +100,7 @@ impl Origin {
             Fate::Drawn { .. } => 4,
         };
         let file = |fate: &FileFate| match fate {
-            FileFate::Absent | FileFate::Old => 1,
+            FileFate::Absent | FileFate::Gone | FileFate::Old => 1,
             FileFate::Short { .. } | FileFate::Zero { .. } => 2,
             FileFate::Drawn { .. } => 4,
         };
@@ -127,6 +134,7 @@ impl fmt::Display for Origin {
             let version = |old: &bool| if *old { "old" } else { "new" };
             match fate {
                 FileFate::Absent => write!(f, ", {name} absent")?,
+                FileFate::Gone => write!(f, ", {name} gone with another one")?,
                 FileFate::Old => write!(f, ", {name} old")?,
                 FileFate::Short { old, length } => {
                     write!(f, ", {name} {length} bytes of the {} one", version(old))?;

@@ -68,6 +68,11 @@ impl Window {
         })
     }
 
+    /// Whether there is something that a cut may take.
+    pub(super) fn is_loose(&self) -> bool {
+        self.writes().next().is_some() || !self.touched().is_empty()
+    }
+
     /// The event that wrote the environment block and may be torn.
     pub(super) fn torn_loader(&self) -> Option<usize> {
         self.loader_before.and_then(|_| self.events.checked_sub(1))
@@ -83,6 +88,15 @@ impl Window {
             _ => None,
         });
         touched.collect()
+    }
+
+    /// Files that nobody touched, in a directory of those.
+    pub(super) fn neighbours(&self) -> Vec<&String> {
+        let directory = |name: &str| name.rsplit_once('/').map(|(directory, _)| directory.to_owned());
+        let touched = self.touched();
+        let sectors: BTreeSet<_> = touched.iter().map(|name| directory(name)).collect();
+        let names = self.now.esp.keys();
+        names.filter(|name| !touched.contains(name) && sectors.contains(&directory(name))).collect()
     }
 
     /// Length of a file as it was at the last sync, or as it is now.
@@ -124,7 +138,7 @@ impl Window {
     fn file(&self, name: &str, fate: FileFate) -> Option<std::sync::Arc<Content>> {
         let version = |old: bool| if old { self.durable.esp.get(name) } else { self.now.esp.get(name) };
         match fate {
-            FileFate::Absent => None,
+            FileFate::Absent | FileFate::Gone => None,
             FileFate::Old => version(true).cloned(),
             FileFate::Short { old, length } => {
                 let content = version(old)?;
@@ -154,11 +168,7 @@ fn tear(media: &mut Media, device: Device, offset: u64, data: &Data, fate: Fate)
         }
         Fate::Drawn { unit, seed } => {
             let mut draw = Draw::new(seed, &[]);
-            for at in (0..data.len()).step_by(unit.max(1)) {
-                if draw.once_in(2) {
-                    image.write_part(offset, data, at, at + unit);
-                }
-            }
+            image.write_units(offset, data, unit, || draw.once_in(2));
         }
     }
 }

@@ -1,0 +1,203 @@
+//! What there is to check, piece by piece, and the threads that do it.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, anyhow};
+
+use super::super::case::{Case, Replay, shrink};
+use super::super::cores::{cores, lock};
+use super::super::selection::ground::Ground;
+use super::super::selection::{Sample, list};
+use super::super::stage::Stage;
+use super::super::states::{Bounds, loose};
+use super::super::{Violation, faults, mishaps, scenarios};
+use super::table::{FaultRow, MishapRow, Row, Table};
+use super::{Args, LEAST};
+
+/// States after a first cut of each scenario of the first table, where nothing else is asked for.
+const FIRST: usize = 2600;
+/// Distinct states of each scenario of the second table, where nothing else is asked for.
+const SECOND: usize = 1300;
+/// States that are drawn from the seed after each event, in the second table.
+const DRAWN: usize = 12;
+/// States of one family of failing media and one scenario.
+const MISHAPS: usize = 16;
+/// Violations of a scenario that are shrunk and kept.
+const KEPT: usize = 3;
+
+/// What one thread does at a time.
+pub(super) enum Job<'a> {
+    /// A scenario of the first table.
+    First(&'static str, scenarios::Make),
+    /// One of the second.
+    Second(&'a Ground, &'static str, list::Make),
+    /// A fault in the first table.
+    Fault(&'static faults::Fault),
+    /// One in the second.
+    SecondFault(&'a Ground, list::Fault),
+}
+
+/// Every scenario, in the order of the tables, and every fault behind them.
+pub(super) fn all(stage: &Stage) -> Vec<Job<'_>> {
+    let mut all: Vec<_> = scenarios::ALL.iter().map(|(name, make)| Job::First(name, *make)).collect();
+    for ground in &stage.grounds {
+        all.extend(list::all(ground).into_iter().map(|(name, make)| Job::Second(ground, name, make)));
+    }
+    all.extend(faults::ALL.iter().map(Job::Fault));
+    for ground in &stage.grounds {
+        all.extend(list::faults(ground).into_iter().map(|fault| Job::SecondFault(ground, fault)));
+    }
+    all
+}
+
+impl Job<'_> {
+    /// Whether it is a planted fault.
+    pub(super) fn is_fault(&self) -> bool {
+        matches!(self, Self::Fault(_) | Self::SecondFault(..))
+    }
+
+    /// What a scenario is called; nothing for a fault.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::First(name, _) => (*name).into(),
+            Self::Second(ground, name, _) => ground.named(name),
+            Self::Fault(_) | Self::SecondFault(..) => String::new(),
+        }
+    }
+
+    /// How much there is to cut.
+    fn events(&self, stage: &Stage) -> anyhow::Result<usize> {
+        Ok(match self {
+            Self::First(_, make) => make(&stage.appliance)?.log.len(),
+            Self::Second(ground, _, make) => make(ground)?.log.len(),
+            Self::Fault(_) | Self::SecondFault(..) => 0,
+        })
+    }
+
+    fn run(&self, args: &Args, stage: &Stage, share: Option<usize>) -> anyhow::Result<Table> {
+        let name = self.name();
+        let with_row = |row: Row, mishaps| {
+            row.tell();
+            Table { rows: vec![row], mishaps, ..Table::default() }
+        };
+        let with_fault = |row: FaultRow| {
+            row.tell();
+            Table { faults: vec![row], ..Table::default() }
+        };
+        let begin = Instant::now();
+        let failed = || format!("cannot record {name}");
+        Ok(match self {
+            Self::First(name, make) => {
+                let scenario = make(&stage.appliance).with_context(failed)?;
+                let bounds = Bounds::ci().seeded(args.seed);
+                let report = scenario.check(&bounds.reaching(share.unwrap_or(FIRST), loose(&scenario.log)));
+                keep(args, name, &scenario, &report.violations)?;
+                let row = Row::first(name, &report, begin.elapsed().as_secs_f64());
+                let found = mishaps::check(&scenario, MISHAPS);
+                with_row(row, found.into_iter().map(|one| MishapRow::of(name, one)).collect())
+            }
+            Self::Second(ground, _, make) => {
+                let scenario = make(ground).with_context(failed)?;
+                let bounds = Bounds { drawn: DRAWN, repeat: 0, ..Bounds::ci() }.seeded(args.seed);
+                let mut sample = Sample::thorough(bounds, share.unwrap_or(SECOND));
+                let (mut report, mut exhausted) = (scenario.check(&sample), false);
+                if report.distinct < LEAST {
+                    // Few writes: more of what each can leave.
+                    sample.bounds.drawn *= 4;
+                    let before = report.distinct;
+                    report = scenario.check(&sample);
+                    exhausted = report.distinct == before;
+                }
+                keep(args, &name, &scenario, &report.violations)?;
+                let row = Row::second(&name, &report, begin.elapsed().as_secs_f64());
+                with_row(Row { exhausted, ..row }, Vec::new())
+            }
+            Self::Fault(fault) => {
+                let report = fault.planted(&stage.appliance)?.check(&Bounds::quick().once());
+                let step = format!("{:?}, {:?}", fault.plan, fault.step);
+                with_fault(FaultRow::of(step, fault.name, fault.sign, &report.violations))
+            }
+            Self::SecondFault(ground, fault) => {
+                let report = fault.planted(ground)?.check(&Sample::once());
+                let step = ground.named(&format!("{:?}", fault.step));
+                with_fault(FaultRow::of(step, fault.name, fault.sign, &report.violations))
+            }
+        })
+    }
+}
+
+/// Writes some of what violates into files, as small as it can be.
+fn keep(args: &Args, name: &str, scenario: &dyn Replay, violations: &[Violation]) -> anyhow::Result<()> {
+    for (number, violation) in violations.iter().take(KEPT).enumerate() {
+        let small = shrink(scenario, violation);
+        let again = if small.is_some() { "" } else { " (it does not come back by itself)" };
+        let Violation { cuts, why } = small.unwrap_or_else(|| violation.clone());
+        std::fs::create_dir_all(&args.out)?;
+        let path = args.out.join(format!("{}-{number}.json", name.replace([' ', ',', ':'], "-")));
+        Case { scenario: name.into(), fault: None, cuts, violation: Some(why) }.write(&path)?;
+        eprintln!("  see {}{again}", path.display());
+    }
+    Ok(())
+}
+
+/// States that are asked for, and what came of it so far.
+struct Goal {
+    wanted: usize,
+    left: usize,
+    reached: usize,
+}
+
+/// Does all of them, and adds up what they show in their order. Where a number of states is asked for, one after the
+/// other: what one scenario does not have is looked for in the next ones, those with few writes first.
+pub(super) fn work(
+    args: &Args,
+    stage: &Stage,
+    mut jobs: Vec<Job<'_>>,
+    wanted: Option<usize>,
+) -> anyhow::Result<Table> {
+    if wanted.is_some() {
+        let mut keyed = Vec::new();
+        for job in jobs {
+            keyed.push((job.events(stage)?, job));
+        }
+        keyed.sort_by_key(|(events, _)| *events);
+        jobs = keyed.into_iter().map(|(_, job)| job).collect();
+    }
+    let left = jobs.iter().filter(|job| !job.is_fault()).count();
+    let goal = Mutex::new(Goal { wanted: wanted.unwrap_or(0), left, reached: 0 });
+    let share = |job: &Job<'_>| {
+        let mut goal = lock(&goal);
+        let share = goal.wanted.saturating_sub(goal.reached) / goal.left.max(1);
+        goal.left -= usize::from(!job.is_fault());
+        wanted.map(|_| share)
+    };
+    let (queue, done) = (Mutex::new(jobs.iter().enumerate()), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..if wanted.is_some() { 1 } else { cores() } {
+            scope.spawn(|| {
+                loop {
+                    let Some((index, job)) = lock(&queue).next() else { break };
+                    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        job.run(args, stage, share(job))
+                    }));
+                    let found =
+                        found.unwrap_or_else(|_| Err(anyhow!("{}: the checker panicked", job.name())));
+                    lock(&goal).reached += found.as_ref().map_or(0, Table::states);
+                    lock(&done).push((index, found));
+                }
+            });
+        }
+    });
+    let mut parts = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    parts.sort_by_key(|(index, _)| *index);
+    let mut table = Table { seed: args.seed, ..Table::default() };
+    for (_, part) in parts {
+        let part = part?;
+        table.rows.extend(part.rows);
+        table.mishaps.extend(part.mishaps);
+        table.faults.extend(part.faults);
+    }
+    Ok(table)
+}
