@@ -232,6 +232,16 @@ pub(crate) fn lay_out(tree: &Path, root: &Path, version: &str, overlay: Option<&
     overlay.map_or(Ok(()), |overlay| lay_over(overlay, root))
 }
 
+/// Makes the users that the root laid out as `work/root` declares (sysusers.d): its `/etc` is the same at every start.
+pub(crate) fn make_users(tree: &Path, work: &Path) -> anyhow::Result<()> {
+    tool(tree, work, "systemd-sysusers")?
+        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .arg("--root=/mnt/root")
+        .run()
+        .context("the users of the firmware could not be made")?;
+    clear(&work.join("root/etc/.pwd.lock"))
+}
+
 /// Removes a file, or what is in a directory. Nothing there is fine.
 fn clear(path: &Path) -> anyhow::Result<()> {
     let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };

@@ -92,6 +92,7 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             let tree = debian::debian_tree(dirs)?;
             let laid_out = work.join("root");
             debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
+            debian::make_users(&tree, work)?;
             debian::tool(&tree, work, "mkfs.erofs")?
                 .args(root::mkfs_args(&spec.product, spec.compress))
                 .args(["/mnt/root.erofs", "/mnt/root"])

@@ -16,8 +16,8 @@ use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
 use crate::bus::program;
 
 /// A shell on a line that only the test's QEMU has.
-const SHELL: &str = "[Unit]\nDescription=Shell of the test\nAfter=sysinit.target\n\
-    [Service]\nExecStart=/bin/sh -c 'exec sh </dev/virtio-ports/sps.shell >/dev/virtio-ports/sps.shell 2>&1'\n\
+const SHELL: &str = "[Unit]\nDescription=Shell of the test\nAfter=sysinit.target\nStartLimitIntervalSec=0\n\
+    [Service]\nExecStart=/bin/sh -c 'exec 3<>/dev/virtio-ports/sps.shell; exec sh <&3 >&3 2>&3'\n\
     Restart=always\nRestartSec=1\n";
 
 /// Builds firmware and disks for one PKI.

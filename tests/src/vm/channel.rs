@@ -90,7 +90,7 @@ impl Channel {
                 } else {
                     format!("not within {time:?}")
                 };
-                let last: Vec<&str> = new.lines().rev().take(40).collect();
+                let last: Vec<&str> = new.lines().rev().take(400).collect();
                 let last: Vec<&str> = last.into_iter().rev().collect();
                 bail!("waiting for {texts:?}: {why}; it said last:\n{}", last.join("\n"));
             }
