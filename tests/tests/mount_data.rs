@@ -2,14 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot prepare its file systems fails here")]
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
 use slotd::domain::generation::{Origin, Start};
 use slotd::domain::manifest::Sha256Hex;
-use slotd::initrd::data::NEW;
+use slotd::initrd::data::{NEW, TAIL};
 use sps_base::slot::SlotId;
 use system_tests::bus::program;
 use tempfile::TempDir;
@@ -26,6 +26,9 @@ umount --recursive root
 [ "$loop" = /dev/none ] || losetup --detach "$loop"
 "#;
 
+/// Of the data partition, in bytes.
+const SIZE: u64 = 32 << 20;
+
 struct Machine {
     directory: TempDir,
 }
@@ -39,7 +42,7 @@ impl Machine {
         }
         fs::write(directory.path().join("root/etc/os-release"), "ID=sps\n").unwrap();
         let machine = Self { directory };
-        machine.fill(NEW);
+        machine.fill(b"", NEW);
         machine
     }
 
@@ -47,11 +50,12 @@ impl Machine {
         self.directory.path().join(name)
     }
 
-    /// Another data partition.
-    fn fill(&self, head: &[u8]) {
-        let mut file = File::create(self.path("data.img")).unwrap();
-        file.write_all(head).unwrap();
-        file.set_len(32 << 20).unwrap();
+    /// Another data partition, with these bytes at its start and in its tail.
+    fn fill(&self, head: &[u8], tail: &[u8]) {
+        let file = File::create(self.path("data.img")).unwrap();
+        file.set_len(SIZE).unwrap();
+        file.write_all_at(head, 0).unwrap();
+        file.write_all_at(tail, SIZE - TAIL).unwrap();
     }
 
     /// A start of the firmware with this hash; what `questions`, run in the root, said.
@@ -124,7 +128,7 @@ fn memory_stands_in_for_data_that_cannot_be_used() {
     let question =
         "stat --file-system --format=%T root/data root/var; test -s root/etc/machine-id && echo id";
     for head in [&b"\0"[..], b"garbage"] {
-        machine.fill(head);
+        machine.fill(head, b"");
         let before = fs::read(machine.path("data.img")).unwrap();
         let (said, report) = machine.start([1; 32], Origin::Keep, question);
         // Of one memory: `var/` of what stands in for the partition.

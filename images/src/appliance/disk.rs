@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -94,7 +95,9 @@ pub fn write(
     let work = dirs.work()?;
     let parts = install(firmware, keyring, sizes, work.path())?;
     let esp = write_esp(&parts, tree, work.path())?;
-    fs::write(work.path().join("data.img"), data::NEW)?;
+    let data = File::create(work.path().join("data.img"))?;
+    data.set_len(sizes.data)?;
+    data.write_all_at(data::NEW, sizes.data - data::TAIL)?;
     let partial = PathBuf::from(format!("{}.partial", out.display()));
     if partial.exists() {
         fs::remove_file(&partial)?;
