@@ -8,7 +8,7 @@ use system_tests::loader::{Machine, Mishaps, Outcome, Report, SlotFile, start};
 
 use crate::with_both;
 
-/// One start with this shell script for slotboot; `$6` is the link.
+/// One start with this shell script for slotboot; `$6` is where it leaves what it has found.
 fn with_script(appliance: &Appliance, script: &str) -> Report {
     let slotboot = appliance.path("script");
     fs::write(&slotboot, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -30,7 +30,7 @@ async fn only_a_root_that_verifies_behind_the_link_is_started() {
     let (mut appliance, _client) = with_both().await;
     appliance.power_cut().unwrap();
     let link = |slot: u32| {
-        format!("mkdir -p ${{6%/*}}; ln -s {} $6", appliance.path(&format!("slot-{slot}")).display())
+        format!("mkdir -p $6; ln -s {} $6/root", appliance.path(&format!("slot-{slot}")).display())
     };
     let right = with_script(&appliance, &link(1));
     assert_eq!((right.running(), &right.starts[0].verified), (Some(1), &vec![1]), "{right:?}");
