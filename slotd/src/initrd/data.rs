@@ -150,7 +150,7 @@ fn remove_mark(device: &Path, at: u64) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(device)?;
     // First what mke2fs has written, then the mark.
     file.sync_all()?;
-    file.write_all_at(&[0; BLOCK as usize], at)?;
+    file.write_all_at(&[0; NEW.len()], at)?;
     file.sync_all()
 }
 
