@@ -31,12 +31,12 @@ pub struct Keyring {
 }
 
 /// What was verified at rest and held: the same bytes at the same time hold again, and a start looks at each slot three
-/// times. Key: SHA-256 of the manifest, of the signature, and the time.
+/// times. Key: SHA-256 of the manifest, of the signature, and the time; no time for what was judged as it was built.
 #[derive(Default)]
 pub(super) struct Remembered(Mutex<VecDeque<(Key, Verified<Manifest>)>>);
 
 /// See [`Remembered`].
-pub(super) type Key = ([u8; 32], [u8; 32], u64);
+pub(super) type Key = ([u8; 32], [u8; 32], Option<u64>);
 
 /// Most that is remembered: two for each slot.
 const REMEMBERED: usize = 20;

@@ -98,24 +98,37 @@ impl Keyring {
         p7s: &[u8],
         then: u64,
     ) -> Result<Verified<Manifest>, SignatureError> {
-        let key = (Sha256::digest(manifest).into(), Sha256::digest(p7s).into(), then);
-        if let Some(known) = self.remembered.get(&key) {
-            return Ok(known);
-        }
-        let verified = self.verify_judged(manifest, p7s, then, Judged::AtRest)?;
-        self.remembered.put(key, verified.clone());
-        Ok(verified)
+        self.once(manifest, p7s, Some(then), || self.verify_judged(manifest, p7s, then, Judged::AtRest))
     }
 
     /// The same for what says itself when it was verified first: at its build date. That is read only after the signature
     /// was verified at a time within the signer's own certificate, its last or first moment: no chain need hold for all of
     /// it.
     pub fn verify_as_built(&self, manifest: &[u8], p7s: &[u8]) -> Result<Verified<Manifest>, SignatureError> {
-        let validity = cms::parse(p7s, manifest)?.leaf.tbs_certificate.validity;
-        let (first, last) = (unix(validity.not_before), unix(validity.not_after).saturating_sub(1));
-        let at = |then| self.verify_judged(manifest, p7s, then, Judged::AtRest);
-        let signed = at(last).or_else(|_| at(first))?;
-        self.verify_at_rest(manifest, p7s, parse_utc(&signed.build_date).unwrap_or(0))
+        self.once(manifest, p7s, None, || {
+            let validity = cms::parse(p7s, manifest)?.leaf.tbs_certificate.validity;
+            let (first, last) = (unix(validity.not_before), unix(validity.not_after).saturating_sub(1));
+            let at = |then| self.verify_judged(manifest, p7s, then, Judged::AtRest);
+            let signed = at(last).or_else(|_| at(first))?;
+            at(parse_utc(&signed.build_date).unwrap_or(0))
+        })
+    }
+
+    /// What `verify` finds, or found of the same bytes before.
+    fn once(
+        &self,
+        manifest: &[u8],
+        p7s: &[u8],
+        then: Option<u64>,
+        verify: impl FnOnce() -> Result<Verified<Manifest>, SignatureError>,
+    ) -> Result<Verified<Manifest>, SignatureError> {
+        let key = (Sha256::digest(manifest).into(), Sha256::digest(p7s).into(), then);
+        if let Some(known) = self.remembered.get(&key) {
+            return Ok(known);
+        }
+        let verified = verify()?;
+        self.remembered.put(key, verified.clone());
+        Ok(verified)
     }
 
     fn verify_judged(
