@@ -1,7 +1,7 @@
 //! Which partition the ESP is, as a boot entry of the UEFI firmware names it.
 //!
 //! Sources: kernel documentation `ABI/stable/sysfs-block` (`partition`, `start` and `size` in units of 512 bytes,
-//! `queue/logical_block_size`); udev's database (`E:ID_PART_ENTRY_UUID=`); the kernel's `uevent` (`PARTUUID=`, Linux 6.13).
+//! `queue/logical_block_size`); udev's database (`E:ID_PART_ENTRY_UUID=`); the kernel's `uevent` (`PARTUUID=`, newer than Linux 6.12).
 
 use std::fs;
 use std::io;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 
+use crate::domain::gpt::parse_guid;
 use crate::domain::load_option::Partition;
 
 /// What `start` and `size` are counted in, in bytes.
@@ -105,21 +106,6 @@ fn number(path: &Path) -> Result<u64, PartitionError> {
 fn value(path: &Path, key: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
-}
-
-/// The bytes of a GUID: its first three fields are little endian (UEFI 2.10, appendix A).
-fn parse_guid(text: &str) -> Option<[u8; 16]> {
-    let fields: Vec<&str> = text.split('-').collect();
-    if fields.iter().map(|field| field.len()).ne([8, 4, 4, 4, 12]) {
-        return None;
-    }
-    let mut guid: [u8; 16] = hex::decode(fields.concat()).ok()?.try_into().ok()?;
-    let (first, rest) = guid.split_at_mut_checked(4)?;
-    let (second, rest) = rest.split_at_mut_checked(2)?;
-    first.reverse();
-    second.reverse();
-    rest.get_mut(..2)?.reverse();
-    Some(guid)
 }
 
 #[cfg(test)]

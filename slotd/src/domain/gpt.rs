@@ -33,8 +33,8 @@ pub enum GptError {
     Short,
 }
 
-/// GUIDs of the partitions in use, as text in lower case. `head` is the start of the disk, `block` its logical block size.
-pub fn partition_guids(head: &[u8], block: usize) -> Result<Vec<String>, GptError> {
+/// GUIDs of the partitions in use, in bytes. `head` is the start of the disk, `block` its logical block size.
+pub fn partition_guids(head: &[u8], block: usize) -> Result<Vec<[u8; 16]>, GptError> {
     let header = head.get(block..).ok_or(GptError::Short)?;
     if !header.starts_with(SIGNATURE) {
         return Err(GptError::NoHeader);
@@ -55,19 +55,22 @@ pub fn partition_guids(head: &[u8], block: usize) -> Result<Vec<String>, GptErro
     let end = begin.checked_add(entries.saturating_mul(size)).filter(|end| *end <= LIMIT).ok_or(shape)?;
     let table = head.get(begin..end).ok_or(GptError::Short)?;
     let used = table.chunks_exact(size).filter(|entry| entry.get(TYPE).is_some_and(|kind| kind != [0; 16]));
-    Ok(used.filter_map(|entry| entry.get(GUID)?.first_chunk::<16>()).map(guid).collect())
+    Ok(used.filter_map(|entry| entry.get(GUID)?.first_chunk::<16>()).copied().collect())
 }
 
-/// The text of a GUID: its first three fields are little-endian (UEFI specification, appendix A).
-pub fn guid(bytes: &[u8; 16]) -> String {
-    let [first @ .., _, _, _, _, _, _, _, _, _, _, _, _] = *bytes;
-    let [_, _, _, _, second @ .., _, _, _, _, _, _, _, _, _, _] = *bytes;
-    let [_, _, _, _, _, _, third @ .., _, _, _, _, _, _, _, _] = *bytes;
-    let [_, _, _, _, _, _, _, _, fourth @ .., _, _, _, _, _, _] = *bytes;
-    let [_, _, _, _, _, _, _, _, _, _, node @ ..] = *bytes;
-    let (first, second, third) =
-        (u32::from_le_bytes(first), u16::from_le_bytes(second), u16::from_le_bytes(third));
-    format!("{first:08x}-{second:04x}-{third:04x}-{}-{}", hex::encode(fourth), hex::encode(node))
+/// The bytes of a GUID's text: its first three fields are little endian (UEFI 2.10, appendix A).
+pub fn parse_guid(text: &str) -> Option<[u8; 16]> {
+    let fields: Vec<&str> = text.split('-').collect();
+    if fields.iter().map(|field| field.len()).ne([8, 4, 4, 4, 12]) {
+        return None;
+    }
+    let mut guid: [u8; 16] = hex::decode(fields.concat()).ok()?.try_into().ok()?;
+    let (first, rest) = guid.split_at_mut_checked(4)?;
+    let (second, rest) = rest.split_at_mut_checked(2)?;
+    first.reverse();
+    second.reverse();
+    rest.get_mut(..2)?.reverse();
+    Some(guid)
 }
 
 #[cfg(test)]
@@ -96,6 +99,7 @@ mod tests {
         assert!(sfdisk.wait().unwrap().success());
         let head = std::fs::read(disk.path()).unwrap();
         let expected = ["0a1b2c3d-1111-4222-8333-445566778899", "ffeeddcc-bbaa-4988-8776-655443322110"];
+        let expected = expected.map(|guid| parse_guid(guid).unwrap());
         assert_eq!(partition_guids(&head, 512).unwrap(), expected);
         assert_eq!(partition_guids(&head, 4096), Err(GptError::NoHeader));
         assert_eq!(partition_guids(&head[..2048], 512), Err(GptError::Short));

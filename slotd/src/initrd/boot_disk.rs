@@ -10,8 +10,6 @@ use crate::device::loader::efivarfs::Variables;
 use crate::domain::efivar::{self, EfivarError};
 use crate::domain::gpt::{self, GptError};
 
-/// Set by systemd-boot to the GUID of the partition it was started from (Boot Loader Interface).
-pub const LOADER_PARTITION: &str = "LoaderDevicePartUUID";
 /// Where a disk does not say how large its blocks are.
 const SECTOR: usize = 512;
 
@@ -19,10 +17,10 @@ const SECTOR: usize = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum BootDiskError {
     /// The variable cannot be read.
-    #[error("cannot read {LOADER_PARTITION}")]
+    #[error("cannot read {}", efivar::DEVICE)]
     Variable(#[source] LoaderError),
     /// The variable is no text.
-    #[error("{LOADER_PARTITION} is not what a boot loader writes")]
+    #[error("{} is not what a boot loader writes", efivar::DEVICE)]
     Text(#[source] EfivarError),
     /// The name is none of a block device.
     #[error("{name:?} is not the name of a block device, such as sda1")]
@@ -52,7 +50,7 @@ pub enum BootDiskError {
 
 /// GUID of the partition that the boot loader was started from, in lower case; `None` where it does not say.
 pub fn loader_partition(variables: &impl Variables) -> Result<Option<String>, BootDiskError> {
-    let bytes = variables.read(LOADER_PARTITION).map_err(BootDiskError::Variable)?;
+    let bytes = variables.read(efivar::DEVICE).map_err(BootDiskError::Variable)?;
     let text = bytes.map(|bytes| efivar::decode(&bytes)).transpose().map_err(BootDiskError::Text)?;
     Ok(text.filter(|text| !text.is_empty()).map(|text| text.to_ascii_lowercase()))
 }
@@ -60,7 +58,7 @@ pub fn loader_partition(variables: &impl Variables) -> Result<Option<String>, Bo
 /// Whether partition `name` (`sda1`) lies on the disk of the partition with the GUID `loader`. `sys` is where sysfs is
 /// mounted, `dev` holds the nodes of devices.
 ///
-/// The disk's own table is asked: the kernel tells GUIDs only since Linux 6.14, and udev may not have seen the other
+/// The disk's own table is asked: Linux 6.12 does not tell GUIDs, and udev may not have seen the other
 /// partitions yet.
 pub fn is_on_boot_disk(sys: &Path, dev: &Path, name: &str, loader: &str) -> Result<bool, BootDiskError> {
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
@@ -82,7 +80,7 @@ pub fn is_on_boot_disk(sys: &Path, dev: &Path, name: &str, loader: &str) -> Resu
     file.take(gpt::LIMIT as u64).read_to_end(&mut head).map_err(fail(&node))?;
     let guids = gpt::partition_guids(&head, block)
         .map_err(|source| BootDiskError::Table { disk: node.clone(), source })?;
-    Ok(guids.iter().any(|guid| guid.eq_ignore_ascii_case(loader)))
+    Ok(gpt::parse_guid(loader).is_some_and(|loader| guids.contains(&loader)))
 }
 
 #[cfg(test)]
@@ -142,7 +140,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let variables = Efivarfs::new(directory.path());
         assert_eq!(loader_partition(&variables).unwrap(), None);
-        let path = directory.path().join(efivar::file_name(LOADER_PARTITION));
+        let path = directory.path().join(efivar::file_name(efivar::DEVICE));
         fs::write(&path, efivar::encode(&ESP.to_ascii_uppercase()).unwrap()).unwrap();
         assert_eq!(loader_partition(&variables).unwrap().as_deref(), Some(ESP));
         fs::write(&path, [6, 0, 0, 0, 1]).unwrap();

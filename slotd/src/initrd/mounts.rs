@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::configuration::{self, Made};
 use super::data;
 use crate::domain::generation::Start;
+use crate::store::describe;
 
 /// Fewest free bytes of a data partition that is not called full.
 const FREE_BYTES: u64 = 1 << 20;
@@ -83,7 +84,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
     }
     let full = report.data_lost.is_none().then(|| full(&data)).flatten();
     let tree = ["machine", "config", "var"].iter().try_for_each(|name| directory(&data.join(name)));
-    if let Some(why) = full.or_else(|| tree.err().map(|e| chain(&e))) {
+    if let Some(why) = full.or_else(|| tree.err().map(|e| describe(&e))) {
         report.data_full = Some(why);
         temporary(&var)?;
     } else {
@@ -94,7 +95,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
     if let Some(Start { root_hash, configuration, .. }) = start {
         match configuration::prepare(&data.join("config"), &root_hash, &configuration) {
             Ok(made) => report.configuration = Some(made),
-            Err(error) => report.configuration_lost = Some(chain(&error)),
+            Err(error) => report.configuration_lost = Some(describe(&error)),
         }
     }
     Ok(report)
@@ -102,7 +103,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
 
 /// Mounts the partition at `at`; why not, in one sentence.
 fn mount_data(device: &Path, at: &Path) -> Result<(), String> {
-    data::make_ready(device).map_err(|error| chain(&error))?;
+    data::make_ready(device).map_err(|error| describe(&error))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some(device), at, Some("ext4"), flags, None::<&str>)
         .map_err(|errno| format!("{} cannot be mounted: {errno}", device.display()))
@@ -182,17 +183,6 @@ fn directory(path: &Path) -> Result<(), MountError> {
         Err(error) => Err(error),
     }
     .map_err(fail("make", path))
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -211,7 +211,7 @@ fn root_hash_of(cmdline: &str) -> Option<String> {
 }
 
 /// An error with everything below it, in one line.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -34,6 +34,7 @@ use sps_base::journal;
 use sps_base::slot::SlotId;
 use tracing::info;
 
+pub(crate) use assembly::describe;
 pub use assembly::{Assembly, Environment, Files, SlotMedium, Trust};
 pub use reserve::Reservation;
 pub use selection::Start;
