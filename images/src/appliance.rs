@@ -3,12 +3,12 @@
 pub mod disk;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use crate::package::{self, Origin, Programs};
+use crate::package::{self, Programs};
 
 /// Names of our partitions.
 const UDEV_RULES: &str = "usr/lib/udev/rules.d/90-sps.rules";
@@ -36,12 +36,7 @@ pub struct Parts<'a> {
 /// Lays out the overlays of an appliance in `work`, an existing directory.
 pub fn lay_out(parts: &Parts<'_>, work: &Path) -> anyhow::Result<Overlays> {
     let (root, initrd) = (work.join("root-overlay"), work.join("initrd-overlay"));
-    package::lay_out(parts.sources, &root)?;
-    for item in package::FILES {
-        if let Origin::Program(name) = item.from {
-            put_as(&parts.programs.path(name), &root.join(item.to))?;
-        }
-    }
+    package::lay_out(parts.sources, Some(parts.programs), &root)?;
     let systemd = parts.sources.join("systemd");
     copy(&systemd.join("appliance"), &root)?;
     copy(&systemd.join("initrd"), &initrd)?;
@@ -82,8 +77,5 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 
 /// Writes a program into an overlay.
 pub fn put_program(overlay: &Path, name: &str, text: &str) -> anyhow::Result<()> {
-    let path = overlay.join(name.trim_start_matches('/'));
-    fs::create_dir_all(path.parent().context("no directory")?)?;
-    fs::write(&path, text)?;
-    Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
+    package::put(&overlay.join(name.trim_start_matches('/')), text.as_bytes(), 0o755)
 }

@@ -62,6 +62,9 @@ const INITRD_PROGRAMS: &str = "mke2fs e2fsck /etc/mke2fs.conf";
 const OMIT: &str = "console-setup crypt fido2 hwdb i18n lunmask nvdimm overlay-root pkcs11 qemu resume \
     systemd-cryptsetup virtfs virtiofs";
 
+/// Time stamps of what the tools make: the start of 2026.
+const EPOCH: &str = "1767225600";
+
 /// What every root of this product has on its kernel's command line.
 const CMDLINE: &str = "rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 systemd.ssh_auto=no \
     systemd.condition-needs-update=no panic=10 \
@@ -132,7 +135,7 @@ pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
         .inherit_env()
         // The kernel package would make an initrd that nobody uses.
         .env("INITRD", "No")
-        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .env("SOURCE_DATE_EPOCH", EPOCH)
         .deadline(Duration::from_secs(1800))
         .args(["--mode=root", "--variant=minbase", "--quiet"])
         .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
@@ -235,7 +238,7 @@ pub(crate) fn lay_out(tree: &Path, root: &Path, version: &str, overlay: Option<&
 /// Makes the users that the root laid out as `work/root` declares (sysusers.d): its `/etc` is the same at every start.
 pub(crate) fn make_users(tree: &Path, work: &Path) -> anyhow::Result<()> {
     tool(tree, work, "systemd-sysusers")?
-        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .env("SOURCE_DATE_EPOCH", EPOCH)
         .arg("--root=/mnt/root")
         .run()
         .context("the users of the firmware could not be made")?;
@@ -354,7 +357,7 @@ fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
     eprintln!("image: making {} (dracut, kernel {release})", kept.display());
     let work = dirs.work()?;
     tool(tree, work.path(), "dracut")?
-        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .env("SOURCE_DATE_EPOCH", EPOCH)
         .args(["--force", "--reproducible", "--no-hostonly", "--no-hostonly-cmdline", "--zstd"])
         .args(["--add", "systemd systemd-veritysetup", "--omit", OMIT, "--drivers", DRIVERS])
         .args(["--install", INITRD_PROGRAMS])
@@ -390,7 +393,7 @@ pub(crate) fn pack(directory: &Path, work: &Path) -> anyhow::Result<String> {
     lay_over(directory, &laid_out)?;
     let name = "over-initrd.img";
     let script = r#"cd "$1"; find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --create --format=newc --reproducible | zstd --quiet -9 -o "$2""#;
-    let epoch = "find . -exec touch --no-dereference --date=@1767225600 {} +";
+    let epoch = format!("find . -exec touch --no-dereference --date=@{EPOCH} {{}} +");
     Tool::new("sh", "dash")
         .args(["-euc", &format!("cd \"$1\"; {epoch}; {script}"), "sh"])
         .arg(&laid_out)
@@ -425,7 +428,7 @@ pub(crate) fn write_uki(
     let os_release = format!("ID=sps\nNAME=SPS\nPRETTY_NAME=\"{title}\"\nVERSION_ID=\"{version}\"\n");
     fs::write(work.join("os-release"), os_release)?;
     tool(tree, work, "ukify")?
-        .env("SOURCE_DATE_EPOCH", "1767225600")
+        .env("SOURCE_DATE_EPOCH", EPOCH)
         .args(["build", "--linux"])
         .arg(format!("/boot/vmlinuz-{release}"))
         .args(["--initrd", "/mnt/initrd.img"])

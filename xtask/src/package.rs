@@ -68,11 +68,7 @@ pub(crate) fn programs() -> Result<Programs> {
         "spsctl",
     ]);
     // Without slotboot, which is there already: each program is optimised as a whole, and that takes its time.
-    build.args(
-        ["mount-data", "slotd", "sps-health", "upgrade-check", "spsctl"]
-            .iter()
-            .flat_map(|bin| ["--bin", bin]),
-    );
+    build.args(package::programs().filter(|name| *name != "slotboot").flat_map(|name| ["--bin", name]));
     process::run(build.envs(environment))?;
     Ok(Programs { directory: target.join(PROFILE), slotboot })
 }

@@ -13,14 +13,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use nix::unistd::{Whence, lseek};
-use slotd::device::esp::{DirectoryEsp, Esp};
 use slotd::device::loader::Loader;
 use slotd::device::loader::efivarfs::Efivarfs;
 use slotd::device::loader::uefi::SystemdBoot;
-use slotd::device::medium::{FileMedium, Medium};
 use slotd::domain::boot::Entry;
 use slotd::initrd::data;
-use slotd::store::{Assembly, Environment, Files, InstallRequest, Nowhere, Progress, Store, Trust};
+use slotd::settings::{Settings, SlotSettings};
+use slotd::store::{Assembly, Environment, InstallRequest, Nowhere, Progress, Store};
 use sps_base::slot::SlotId;
 
 use crate::tool::Tool;
@@ -146,46 +145,42 @@ fn install(firmware: &Built, keyring: &Path, sizes: &Sizes, work: &Path) -> anyh
     Ok(parts)
 }
 
+/// What slotd would be configured with, but for the loader: its variables are those of no machine yet.
 fn assembly(parts: &Path, keyring: &Path, cmdline: &str) -> anyhow::Result<Assembly> {
-    let medium = |name: &str| {
-        Ok::<_, anyhow::Error>(Arc::new(FileMedium::open(&parts.join(name))?) as Arc<dyn Medium>)
-    };
     let mut slots = Vec::new();
     for (number, label) in [(1, "A"), (2, "B")] {
         let id = SlotId::new(number).context("slot number")?;
-        slots.push((id, label.to_owned(), Ok(medium(&format!("slot-{number}.img"))?)));
+        let device = parts.join(format!("slot-{number}.img"));
+        slots.push(SlotSettings { id, label: label.to_owned(), device });
     }
     let esp = parts.join("esp");
     let loader = SystemdBoot::new(Efivarfs::new(&parts.join("variables")), &esp);
-    Ok(Assembly {
-        product: "sps".into(),
-        hardware: "*".into(),
-        stall: Duration::from_secs(60),
-        keyring: Ok(trust(keyring)?),
-        slots,
-        esp: Ok(Arc::new(DirectoryEsp::open(&esp)?) as Arc<dyn Esp>),
-        state: Ok(medium("state.img")?),
-        loader: Some(Ok(Arc::new(loader) as Arc<dyn Loader>)),
+    let settings = Settings {
+        compatible: "sps".into(),
+        hardware: Some("*".into()),
+        keyring: keyring.to_owned(),
+        state: parts.join("state.img"),
+        esp,
+        data: None,
+        configuration: None,
+        upgrade_check: PathBuf::new(),
+        check_runner: None,
         recycle_fallback: None,
         require_message: false,
+        stall_timeout: Duration::from_secs(60),
+        loader: None,
+        slots,
+    };
+    let environment = Environment { cmdline: cmdline.into(), now, hardware: String::new() };
+    Ok(Assembly {
+        loader: Some(Ok(Arc::new(loader) as Arc<dyn Loader>)),
         surroundings: Arc::new(Nowhere),
-        read_back: true,
-        environment: Environment { cmdline: cmdline.into(), now, hardware: "*".into() },
+        ..Assembly::from_settings(&settings, environment)
     })
 }
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn trust(keyring: &Path) -> anyhow::Result<Trust> {
-    let (mut roots, mut crls): (Files, Files) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(keyring).with_context(|| format!("{} cannot be read", keyring.display()))? {
-        let path = entry?.path();
-        let list = if path.extension().is_some_and(|e| e == "crl") { &mut crls } else { &mut roots };
-        list.push((path.display().to_string(), fs::read(&path)?));
-    }
-    Ok(Trust::Files(roots, crls))
 }
 
 /// The file system of the ESP: what slotd has written, and the boot loader under both names.

@@ -106,6 +106,14 @@ pub const FILES: &[Item] = &[
     item("usr/share/lintian/overrides/sps-agent", Origin::Document("images/package/lintian-overrides")),
 ];
 
+/// Names of the programs in [`FILES`].
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    FILES.iter().filter_map(|item| match item.from {
+        Origin::Program(name) => Some(name),
+        _ => None,
+    })
+}
+
 /// Files that dpkg asks about before it replaces a changed one.
 const CONFIGURATION: &str = "/etc/sps/slotd.toml\n";
 
@@ -120,7 +128,7 @@ pub struct Programs {
 
 impl Programs {
     /// Where a program lies.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         if name == "slotboot" { self.slotboot.clone() } else { self.directory.join(name) }
     }
 }
@@ -181,11 +189,15 @@ fn version_is_plain(version: &str) -> bool {
         && version.chars().all(|c| c.is_ascii_alphanumeric() || ".+~".contains(c))
 }
 
-/// Copies what a firmware needs besides programs from the sources to `root`: units, policies, users, settings.
-pub fn lay_out(sources: &Path, root: &Path) -> anyhow::Result<()> {
+/// Copies what a firmware needs to `root`: units, policies, users, settings, and these programs.
+pub fn lay_out(sources: &Path, programs: Option<&Programs>, root: &Path) -> anyhow::Result<()> {
     for item in FILES {
-        if let Origin::Source(from) = item.from {
-            put(&root.join(item.to), &read(&sources.join(from))?, 0o644)?;
+        match (item.from, programs) {
+            (Origin::Source(from), _) => put(&root.join(item.to), &read(&sources.join(from))?, 0o644)?,
+            (Origin::Program(name), Some(programs)) => {
+                put(&root.join(item.to), &read(&programs.path(name))?, 0o755)?;
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -222,7 +234,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Writes a file with this mode, in a directory that is made where it is missing.
-fn put(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
+pub(crate) fn put(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
     fs::create_dir_all(path.parent().context("no directory")?)?;
     fs::write(path, content).with_context(|| format!("{} cannot be written", path.display()))?;
     Ok(fs::set_permissions(path, Permissions::from_mode(mode))?)
