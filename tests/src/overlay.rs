@@ -1,7 +1,6 @@
 //! What lies over Debian's tree in a firmware with slotd.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -9,7 +8,7 @@ use anyhow::{Context as _, Result};
 /// Puts what the Debian package installs besides its programs where it belongs, from the sources, and the keys of
 /// `keyring`.
 pub fn lay_out(overlay: &Path, sources: &Path, keyring: &Path) -> Result<()> {
-    sps_images::package::lay_out(sources, overlay)?;
+    sps_images::package::lay_out(sources, None, overlay)?;
     for key in fs::read_dir(keyring)? {
         put(overlay, &key?.path(), "/usr/lib/sps/keyring")?;
     }
@@ -25,11 +24,7 @@ pub fn put(overlay: &Path, from: &Path, to: &str) -> Result<()> {
 
 /// Writes a program of the firmware, below `/usr/lib/sps`.
 pub fn put_program(overlay: &Path, name: &str, text: &str) -> Result<()> {
-    let target = overlay.join("usr/lib/sps").join(name);
-    fs::create_dir_all(target.parent().context("no directory")?)?;
-    fs::write(&target, text)?;
-    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
-    Ok(())
+    sps_images::appliance::put_program(overlay, &format!("usr/lib/sps/{name}"), text)
 }
 
 /// A directory of the firmware, made where it is missing.

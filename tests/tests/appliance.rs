@@ -31,6 +31,14 @@ fn settled(machine: &mut Machine) -> Value {
     serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
+/// The status once the health checks have ended, with the firmware of this slot confirmed.
+fn settled_in(machine: &mut Machine, slot: u32) -> Value {
+    let now = settled(machine)["status"].take();
+    let found = (&now["booted"], &now["confirmed"], &now["default"]);
+    assert_eq!(found, (&slot.into(), &true.into(), &slot.into()), "{now:#}");
+    now
+}
+
 /// Restarts, and waits for the next login prompt.
 fn reboot(machine: &mut Machine) {
     // The answer may be lost with the machine.
@@ -70,14 +78,8 @@ fn an_appliance_is_upgraded_and_comes_back_from_what_fails() {
     let identity = machine.must("cat /etc/machine-id").unwrap();
 
     upgrade(&mut machine, "/dev/vdb");
-    let status = settled(&mut machine);
+    let now = settled_in(&mut machine, 2);
     println!("{}", machine.must("systemd-analyze time").unwrap());
-    let now = &status["status"];
-    assert_eq!(
-        (&now["booted"], &now["confirmed"], &now["default"]),
-        (&2.into(), &true.into(), &2.into()),
-        "{now:#}"
-    );
     assert_eq!(now["last_upgrade"]["outcome"], "confirmed", "{now:#}");
     assert_eq!(machine.must("cat /etc/machine-id").unwrap(), identity);
     // The new firmware has a copy, and migrates it.
@@ -89,13 +91,7 @@ fn an_appliance_is_upgraded_and_comes_back_from_what_fails() {
     upgrade(&mut machine, "/dev/vdc");
     machine.wait(&["BdsDxe: starting"], BOOT).unwrap();
     machine.login().unwrap();
-    let status = settled(&mut machine);
-    let now = &status["status"];
-    assert_eq!(
-        (&now["booted"], &now["confirmed"], &now["default"]),
-        (&2.into(), &true.into(), &2.into()),
-        "{now:#}"
-    );
+    let now = settled_in(&mut machine, 2);
     assert_eq!(now["last_upgrade"]["outcome"], "failed", "{now:#}");
     let reason = now["last_upgrade"]["reason"].as_str().unwrap();
     assert!(reason.contains(ILLNESS), "{reason}");

@@ -120,6 +120,10 @@ pub struct Report {
     pub states: usize,
     /// Of these: from so many the operation was repeated.
     pub repeated: usize,
+    /// Of these, in the second table: a file of the ESP that nobody touched is lost.
+    pub neighbours: usize,
+    /// Contents after a cut with the loader's settings or the state lost that were started; in the second table.
+    pub losses: usize,
     /// Contents after a second cut, in the recovery or in the repetition.
     pub second: usize,
     /// Contents after a third cut.
@@ -139,12 +143,15 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            events, states, repeated, second, third, distinct, borders, seen_borders, violations, ..
+            events, states, repeated, neighbours, losses, second, third, distinct, violations, ..
         } = self;
         write!(
             f,
-            "{distinct} distinct states: {events} events, {states} after a cut ({repeated} repeated), {second} after a \
-             second, {third} after a third; {seen_borders} of {borders} borders of steps; {} violations",
+            "{distinct} distinct states: {events} events, {states} after a cut ({repeated} repeated, {neighbours} with a \
+             lost neighbour), {losses} with lost settings, {second} after a second cut, {third} after a third; {} of {} \
+             borders of steps; {} violations",
+            self.seen_borders,
+            self.borders,
             violations.len()
         )?;
         violations.iter().take(8).try_for_each(|violation| write!(f, "\n  {violation}"))

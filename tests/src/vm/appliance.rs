@@ -3,16 +3,15 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, ensure};
 use slotd::domain::manifest::UpgradeFrom;
 use sps_images::appliance::disk::{self, Sizes};
 use sps_images::appliance::{self, Parts};
 use sps_images::debian::debian_tree;
-use sps_images::package::Programs;
+use sps_images::package::{self, Programs};
 use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
 
+use super::put_stripped;
 use crate::bus::program;
 
 /// A shell on a line that only the test's QEMU has.
@@ -35,10 +34,8 @@ impl Builder {
         let pki = Pki::open_or_create(work.join("pki"), "vm")?;
         let directory = work.join("programs");
         fs::create_dir(&directory)?;
-        for name in ["mount-data", "slotd", "sps-health", "spsctl", "upgrade-check"] {
-            let strip =
-                Command::new("strip").arg("-o").arg(directory.join(name)).arg(program(name)?).status();
-            ensure!(strip.context("strip (package binutils)")?.success(), "strip {name}");
+        for name in package::programs().filter(|name| *name != "slotboot") {
+            put_stripped(name, &directory)?;
         }
         let programs = Programs { directory, slotboot: program("static/slotboot")? };
         Ok(Self { dirs, pki, work: work.to_owned(), programs })

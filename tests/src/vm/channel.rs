@@ -72,14 +72,13 @@ impl Channel {
         let end = Instant::now() + time;
         let mut heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let new = String::from_utf8_lossy(heard.bytes.get(self.at..).unwrap_or_default()).into_owned();
+            let new = heard.bytes.get(self.at..).unwrap_or_default();
             let found = texts.iter().enumerate().filter_map(|(which, text)| {
-                let at = find(heard.bytes.get(self.at..).unwrap_or_default(), text.as_bytes())?;
+                let at = new.windows(text.len()).position(|window| window == text.as_bytes())?;
                 Some((at + text.len(), which))
             });
             if let Some((length, which)) = found.min() {
-                let said = heard.bytes.get(self.at..self.at + length).unwrap_or_default();
-                let said = String::from_utf8_lossy(said).into_owned();
+                let said = String::from_utf8_lossy(new.get(..length).unwrap_or_default()).into_owned();
                 self.at += length;
                 return Ok((which, said));
             }
@@ -90,6 +89,7 @@ impl Channel {
                 } else {
                     format!("not within {time:?}")
                 };
+                let new = String::from_utf8_lossy(new);
                 let last: Vec<&str> = new.lines().rev().take(400).collect();
                 let last: Vec<&str> = last.into_iter().rev().collect();
                 bail!("waiting for {texts:?}: {why}; it said last:\n{}", last.join("\n"));
@@ -97,14 +97,4 @@ impl Channel {
             heard = self.heard.1.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-
-    /// Everything that has come so far.
-    pub(super) fn all(&self) -> String {
-        let heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&heard.bytes).into_owned()
-    }
-}
-
-fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
-    bytes.windows(text.len()).position(|window| window == text)
 }

@@ -5,13 +5,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use sps_images::{BuildDirs, FirmwareSpec, Source, boot_files};
 
-use crate::bus::program;
+use super::{Qemu, put_stripped};
 use crate::lab::Lab;
 use crate::overlay;
 
@@ -42,9 +42,7 @@ pub fn firmware(version: &str, keyring: &Path, work: &Path, script: &str) -> any
         ("sps-health", "/usr/lib/sps"),
         ("spsctl", "/usr/bin"),
     ] {
-        let target = overlay::place(&overlay, to)?.join(name);
-        let stripped = Command::new("strip").arg("-o").arg(&target).arg(program(name)?).status();
-        ensure!(stripped.context("strip (package binutils)")?.success(), "strip {name}");
+        put_stripped(name, &overlay::place(&overlay, to)?)?;
     }
     fs::write(overlay.join("usr/lib/sps/slotd.toml"), SETTINGS)?;
     fs::write(overlay::place(&overlay, "/efi")?.join(".keep"), "")?;
@@ -74,7 +72,7 @@ device = "/dev/vdb"
 /// A machine that runs.
 #[derive(Debug)]
 pub struct Machine {
-    qemu: Child,
+    qemu: Qemu,
     serial: PathBuf,
     output: PathBuf,
     started: Instant,
@@ -106,14 +104,13 @@ impl Machine {
             qemu.arg("-drive").arg(format!("if=virtio,format=raw,file={}", medium.display()));
         }
         let said = File::create(lab.root.join("qemu.log"))?;
-        let qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn();
-        let qemu = qemu.context("qemu-system-x86_64 (package qemu-system-x86)")?;
+        let qemu = Qemu::start(qemu.stdout(Stdio::null()).stderr(said))?;
         Ok(Self { qemu, serial, output, started: Instant::now() })
     }
 
     /// Waits until the machine switches itself off; what the script wrote.
     pub fn output(mut self) -> anyhow::Result<String> {
-        while self.qemu.try_wait()?.is_none() {
+        while self.qemu.0.try_wait()?.is_none() {
             if self.started.elapsed() > DEADLINE {
                 let text = fs::read_to_string(&self.serial).unwrap_or_default();
                 let last: Vec<&str> = text.lines().rev().take(40).collect();
@@ -124,12 +121,5 @@ impl Machine {
         }
         println!("the machine ran for {:.1} s", self.started.elapsed().as_secs_f64());
         Ok(fs::read_to_string(&self.output)?.replace('\r', ""))
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
     }
 }

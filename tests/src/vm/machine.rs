@@ -2,15 +2,15 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
+use super::Qemu;
 use super::channel::Channel;
-use super::qmp::Qmp;
 
 /// UEFI firmware and its empty variables (Debian: ovmf).
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -52,7 +52,7 @@ impl Hardware {
 
     /// Switches it on. `media` are put into it, read-only, as /dev/vdb, /dev/vdc …
     pub fn power_on(&self, media: &[&Path]) -> anyhow::Result<Machine> {
-        for socket in ["console", "shell", "qmp"] {
+        for socket in ["console", "shell"] {
             let _ = fs::remove_file(self.path(socket));
         }
         let mut qemu = Command::new("qemu-system-x86_64");
@@ -77,50 +77,37 @@ impl Hardware {
             &format!("if=pflash,format=raw,unit=1,file={}", self.path("variables.fd").display()),
         ])
         .args(["-drive", &format!("if=virtio,format=qcow2,file={}", self.path("disk.qcow2").display())])
-        .args(["-device", "virtio-serial"])
+        .args(["-serial", "chardev:console", "-device", "virtio-serial"])
         .args(["-device", "virtserialport,chardev=shell,name=sps.shell"]);
-        for (name, kind) in [("console", "serial"), ("shell", ""), ("qmp", "qmp")] {
+        for name in ["console", "shell"] {
             let socket = self.path(name);
             qemu.arg("-chardev")
                 .arg(format!("socket,id={name},path={},server=on,wait=off", socket.display()));
-            if !kind.is_empty() {
-                qemu.arg(format!("-{kind}")).arg(format!("chardev:{name}"));
-            }
         }
         for medium in media {
             qemu.arg("-drive").arg(format!("if=virtio,format=raw,readonly=on,file={}", medium.display()));
         }
         let said = File::create(self.path("qemu.log"))?;
-        let qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn();
-        let mut qemu = qemu.context("qemu-system-x86_64 (package qemu-system-x86)")?;
+        let qemu = Qemu::start(qemu.stdout(Stdio::null()).stderr(said))?;
         let deadline = Instant::now() + START;
-        let connected = self.path("console");
         let connect = || {
-            let console = Channel::connect(&connected, deadline)?;
-            let shell = Channel::connect(&self.path("shell"), deadline)?;
-            anyhow::Ok((console, shell, Qmp::connect(&self.path("qmp"), deadline)?))
+            let console = Channel::connect(&self.path("console"), deadline)?;
+            anyhow::Ok((console, Channel::connect(&self.path("shell"), deadline)?))
         };
-        match connect() {
-            Ok((console, shell, qmp)) => {
-                Ok(Machine { qemu, console, shell, qmp, commands: 0, started: Instant::now() })
-            }
-            Err(error) => {
-                let _ = qemu.kill();
-                let _ = qemu.wait();
-                let said = fs::read_to_string(self.path("qemu.log")).unwrap_or_default();
-                Err(error.context(format!("QEMU did not start: {said}")))
-            }
-        }
+        let (console, shell) = connect().with_context(|| {
+            let said = fs::read_to_string(self.path("qemu.log")).unwrap_or_default();
+            format!("QEMU did not start: {said}")
+        })?;
+        Ok(Machine { _qemu: qemu, console, shell, commands: 0, started: Instant::now() })
     }
 }
 
 /// A machine that is on.
 #[derive(Debug)]
 pub struct Machine {
-    qemu: Child,
+    _qemu: Qemu,
     console: Channel,
     shell: Channel,
-    qmp: Qmp,
     commands: u32,
     started: Instant,
 }
@@ -140,7 +127,7 @@ impl Machine {
         self.console.wait(texts, time)
     }
 
-    /// Waits for the login prompt, and then for the test's shell; how long it took since power-on.
+    /// Waits for the login prompt; how long it took since power-on.
     pub fn login(&mut self) -> anyhow::Result<Duration> {
         self.console.wait(&[" login: "], BOOT)?;
         Ok(self.started.elapsed())
@@ -173,25 +160,5 @@ impl Machine {
     pub fn json(&mut self, command: &str) -> anyhow::Result<Value> {
         let output = self.must(command)?;
         serde_json::from_str(&output).with_context(|| format!("{command:?} said {output}"))
-    }
-
-    /// Presses reset.
-    pub fn reset(&mut self) -> anyhow::Result<()> {
-        self.qmp.call("system_reset", &json!({})).map(drop)
-    }
-
-    /// Everything on the console since power-on.
-    pub fn said(&self) -> String {
-        self.console.all()
-    }
-
-    /// Pulls the plug: what the machine has not flushed may be lost.
-    pub fn power_cut(self) {}
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
     }
 }

@@ -14,7 +14,7 @@ use super::super::stage::Stage;
 use super::super::states::{Bounds, loose};
 use super::super::{Violation, faults, mishaps, scenarios};
 use super::table::{FaultRow, MishapRow, Row, Table};
-use super::{Args, LEAST};
+use super::{Args, LEAST, SMALL};
 
 /// States after a first cut of each scenario of the first table, where nothing else is asked for.
 const FIRST: usize = 2600;
@@ -94,7 +94,7 @@ impl Job<'_> {
                 let bounds = Bounds::ci().seeded(args.seed);
                 let report = scenario.check(&bounds.reaching(share.unwrap_or(FIRST), loose(&scenario.log)));
                 keep(args, name, &scenario, &report.violations)?;
-                let row = Row::first(name, &report, begin.elapsed().as_secs_f64());
+                let row = Row::of(name, &report, *name == SMALL, begin.elapsed().as_secs_f64());
                 let found = mishaps::check(&scenario, MISHAPS);
                 with_row(row, found.into_iter().map(|one| MishapRow::of(name, one)).collect())
             }
@@ -111,8 +111,7 @@ impl Job<'_> {
                     exhausted = report.distinct == before;
                 }
                 keep(args, &name, &scenario, &report.violations)?;
-                let row = Row::second(&name, &report, begin.elapsed().as_secs_f64());
-                with_row(Row { exhausted, ..row }, Vec::new())
+                with_row(Row::of(&name, &report, exhausted, begin.elapsed().as_secs_f64()), Vec::new())
             }
             Self::Fault(fault) => {
                 let report = fault.planted(&stage.appliance)?.check(&Bounds::quick().once());

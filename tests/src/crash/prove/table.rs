@@ -5,8 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::mishaps::Found;
-use super::super::{Report, Violation, selection};
-use super::{LEAST, SMALL};
+use super::super::{Report, Violation};
+use super::LEAST;
 
 /// One scenario.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -26,8 +26,8 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// A scenario of the first table.
-    pub(super) fn first(name: &str, report: &Report, seconds: f64) -> Self {
+    /// What checking it showed; `exhausted` says that these are all states.
+    pub(super) fn of(name: &str, report: &Report, exhausted: bool, seconds: f64) -> Self {
         Self {
             name: name.into(),
             events: report.events,
@@ -36,32 +36,13 @@ impl Row {
             third: report.third,
             borders: report.borders,
             seen_borders: report.seen_borders,
-            exhausted: name == SMALL,
+            exhausted,
             set: report.set,
             seconds,
             violations: report.violations.iter().map(ToString::to_string).collect(),
         }
     }
 
-    /// One of the second.
-    pub(super) fn second(name: &str, report: &selection::Report, seconds: f64) -> Self {
-        Self {
-            name: name.into(),
-            events: report.events,
-            distinct: report.distinct,
-            second: report.second,
-            third: report.third,
-            borders: report.borders,
-            seen_borders: report.seen_borders,
-            exhausted: false,
-            set: report.set,
-            seconds,
-            violations: report.violations.iter().map(ToString::to_string).collect(),
-        }
-    }
-}
-
-impl Row {
     /// Says what was found while the others are still checked.
     pub(super) fn tell(&self) {
         let told: Vec<&str> = self.violations.iter().take(5).map(String::as_str).collect();

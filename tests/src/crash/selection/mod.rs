@@ -13,13 +13,12 @@ pub mod power;
 pub mod scenarios;
 
 use std::collections::HashSet;
-use std::fmt;
 
 use slotd::domain::plan::SelectStep;
 use slotd::store::RevertRequest;
 
 use super::states::{Bounds, CrashState, Origin, each_after_cuts, lost_neighbours, rebuild};
-use super::{Check, Cut, During, Violation};
+use super::{Check, Cut, During, Report};
 use crate::recorder::{Digest, Event, Media, Recorder};
 use ground::Ground;
 use law::{Flip, Lost, Verdict, right_after_each, state};
@@ -100,49 +99,6 @@ impl Sample {
     pub const fn thorough(bounds: Bounds, distinct: usize) -> Self {
         let again = Bounds { repeat: 0, ..bounds };
         Self { bounds, again, neighbours: true, losses: distinct, distinct, again_at_least: distinct / 4 }
-    }
-}
-
-/// What checking a scenario showed.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Events that were recorded.
-    pub events: usize,
-    /// Borders between the steps of the second table, the beginning and the end among them.
-    pub borders: usize,
-    /// Of these: so many were left as they are in some state.
-    pub seen_borders: usize,
-    /// Distinct contents of the media after a cut.
-    pub states: usize,
-    /// Of these: a file of the ESP that nobody touched is lost.
-    pub neighbours: usize,
-    /// Contents after a cut with the loader's settings lost that were started.
-    pub losses: usize,
-    /// Contents after a second cut that were started.
-    pub second: usize,
-    /// Contents after a third cut that were started.
-    pub third: usize,
-    /// Distinct contents of the media, all of these together.
-    pub distinct: usize,
-    /// A number that tells the set of all cuts that were tried from any other.
-    pub set: u64,
-    /// What should not be, with the state it was found in.
-    pub violations: Vec<Violation>,
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { events, states, neighbours, losses, second, third, distinct, violations, .. } = self;
-        write!(
-            f,
-            "{distinct} distinct states: {events} events, {states} after a cut ({neighbours} with a lost neighbour), \
-             {losses} with lost settings, {second} after a second cut, {third} after a third; {} of {} borders of steps; \
-             {} violations",
-            self.seen_borders,
-            self.borders,
-            violations.len()
-        )?;
-        violations.iter().take(8).try_for_each(|violation| write!(f, "\n  {violation}"))
     }
 }
 
