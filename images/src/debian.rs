@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::BuildDirs;
 use crate::packages_lock::{self, DebianPackage, Differences, Lock};
+use crate::product;
 use crate::tool::Tool;
 
 const SUITE: &str = "trixie";
@@ -41,6 +42,9 @@ const PACKAGES: [&str; 16] = [
 /// Writes beside the new tree what apt's index says of every package in it. What was given as a file is in dpkg's own list.
 const RECORD: &str = r#"chroot "$1" sh -euc 'dpkg-query -W -f "\${Package}=\${Version}\n" | xargs apt-cache show' > "$1.packages""#;
 
+/// Unpacks the drivers: loading them is faster, and what is compressed as a whole becomes smaller.
+const UNPACK: &str = r#"cd "$1/usr/lib/modules" && find . -name "*.ko.xz" -print0 | xargs -0 -r -n 64 xz --decompress && chroot "$1" depmod -a "$(ls)""#;
+
 /// Nobody reads manuals on the appliance; the licences stay.
 const DPKG_OPTIONS: [&str; 5] = [
     "path-exclude=/usr/share/doc/*",
@@ -51,9 +55,9 @@ const DPKG_OPTIONS: [&str; 5] = [
 ];
 
 /// Drivers of the initrd: disks, buses, networks and watchdogs of the supported hardware, and what the root needs.
-const DRIVERS: &str = "ahci dm-mod dm-verity efivarfs ehci-pci erofs ext4 i40e igb ipmi_devintf ipmi_si \
+const DRIVERS: &str = "ahci dm-mod dm-verity efivarfs ehci-pci erofs ext4 hid-generic i40e igb ipmi_devintf ipmi_si \
     ipmi_watchdog isofs iTCO_wdt ixgbe loop megaraid_sas mpt3sas nls_ascii nls_cp437 nvme overlay sd_mod softdog sr_mod \
-    uas usb-storage vfat virtio_blk virtio_net virtio_pci virtio_scsi xhci-pci";
+    uas usb-storage usbhid vfat virtio_blk virtio_net virtio_pci virtio_scsi xhci-pci";
 
 /// What mount-data runs.
 const INITRD_PROGRAMS: &str = "mke2fs e2fsck /etc/mke2fs.conf";
@@ -66,7 +70,9 @@ const OMIT: &str = "console-setup crypt fido2 hwdb i18n lunmask nvdimm overlay-r
 const EPOCH: &str = "1767225600";
 
 /// What every root of this product has on its kernel's command line.
-const CMDLINE: &str = "rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 systemd.ssh_auto=no \
+///
+/// `lsm=`: without those that no policy of ours uses; attaching systemd's BPF program costs seconds of a slow processor.
+const CMDLINE: &str = "lsm=landlock,lockdown,yama rd.shell=0 rd.emergency=reboot systemd.gpt_auto=0 systemd.ssh_auto=no \
     systemd.condition-needs-update=no panic=10 \
     console=tty0 console=ttyS0,115200 quiet";
 
@@ -119,7 +125,7 @@ pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
     need_root("Firmware from Debian")?;
     let _lock = dirs.lock("debian13")?;
     let (tree, key_file) = (dirs.base().join("debian13"), dirs.base().join("debian13.key"));
-    let key = key(&[&[SUITE, MIRROR, RECORD], PACKAGES.as_slice(), DPKG_OPTIONS.as_slice()].concat());
+    let key = key(&[&[SUITE, MIRROR, RECORD, UNPACK], PACKAGES.as_slice(), DPKG_OPTIONS.as_slice()].concat());
     if tree.is_dir() && fs::read_to_string(&key_file).is_ok_and(|found| found == key) {
         differences(&recorded(&record(&tree))?)?.judge(false)?;
         return Ok(tree);
@@ -141,6 +147,7 @@ pub fn debian_tree(dirs: &BuildDirs) -> anyhow::Result<PathBuf> {
         .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
         .arg(format!("--include={}", PACKAGES.join(",")))
         .arg(format!("--customize-hook={RECORD}"))
+        .arg(format!("--customize-hook={UNPACK}"))
         .arg(SUITE)
         .arg(&new)
         .arg(MIRROR)
@@ -243,6 +250,16 @@ pub(crate) fn make_users(tree: &Path, work: &Path) -> anyhow::Result<()> {
         .run()
         .context("the users of the firmware could not be made")?;
     clear(&work.join("root/etc/.pwd.lock"))
+}
+
+/// Removes from the root laid out as `work/root` what only makes images, and the drivers that no product has.
+pub(crate) fn slim(tree: &Path, work: &Path) -> anyhow::Result<()> {
+    let (root, release) = (work.join("root"), kernel_release(tree)?);
+    product::remove_packages(&root)?;
+    product::remove_drivers(&root, &release, DRIVERS)?;
+    // It writes new files beside and renames them: those of the tree stay.
+    tool(tree, work, "depmod")?.args(["--basedir", "/mnt/root", "--all", &release]).run()?;
+    Ok(())
 }
 
 /// Removes a file, or what is in a directory. Nothing there is fine.

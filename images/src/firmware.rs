@@ -9,7 +9,7 @@ use slotd::domain::manifest::{
 };
 
 use crate::debian::{self, Target};
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, root, sbom};
+use crate::{BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, product, root, sbom};
 
 /// A firmware ISO that was built.
 #[derive(Clone, Debug)]
@@ -93,6 +93,7 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             let laid_out = work.join("root");
             debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
             debian::make_users(&tree, work)?;
+            debian::slim(&tree, work)?;
             debian::tool(&tree, work, "mkfs.erofs")?
                 .args(root::mkfs_args(&spec.product, spec.compress))
                 .args(["/mnt/root.erofs", "/mnt/root"])
@@ -118,7 +119,9 @@ fn write_sbom(spec: &FirmwareSpec, dirs: &BuildDirs, work: &Path, out: &Path) ->
     if matches!(spec.source, Source::Tree(_)) {
         return Ok(false);
     }
-    let (packages, differences) = debian::packages(dirs, false)?;
+    let (mut packages, differences) = debian::packages(dirs, false)?;
+    let shipped = product::packages(&debian::debian_tree(dirs)?)?;
+    packages.retain(|package| shipped.contains(&package.name));
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let ours = work.join("root/usr/lib/sps/slotd").exists();
     let crates = if ours { sbom::crates(&sources)? } else { Vec::new() };

@@ -14,6 +14,7 @@ mod iso;
 pub mod package;
 pub mod packages_lock;
 pub mod pki;
+mod product;
 mod root;
 pub mod sbom;
 mod spec;
