@@ -136,10 +136,17 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
+/// `target/PROFILE`: a program lies there, a test in `deps` below it.
+pub(crate) fn profile_directory() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let directory = program.parent().context("a program lies in a directory")?;
+    let directory = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };
+    Ok(directory.context("a test lies in target/PROFILE/deps")?.to_owned())
+}
+
 /// Tests of one package do not build the binaries of another. The profile is that of the running test.
 fn build_programs() -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let directory = test.ancestors().nth(2).context("the test lies in target/PROFILE/deps")?.to_owned();
+    let directory = profile_directory()?;
     let release = directory.ends_with("release");
     if let Some(cargo) = std::env::var_os("CARGO") {
         // First: it leaves the static program where the next build puts the usual one.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::packages::{self, For};
-use crate::{dependencies, fuzz, process, prove, suite, typos, units, workspace};
+use crate::{dependencies, fuzz, process, prove, suite, typos, units, vm, workspace};
 
 /// A check: an error says what does not hold.
 type Check = fn() -> Result<()>;
@@ -22,6 +22,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("build prove", prove::build),
     ("prove", || prove::check(&[])),
     ("fuzzing", fuzz::check),
+    ("build vm", vm::build),
+    ("vm", || vm::check(&[])),
 ];
 
 /// Runs all checks and then all tests, whatever fails on the way. True when everything held.

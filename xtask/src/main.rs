@@ -15,6 +15,7 @@ mod rows;
 mod suite;
 mod typos;
 mod units;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
@@ -79,6 +80,13 @@ enum Task {
     Slotboot,
     /// Judge the systemd units: exposure and correctness
     Units,
+    /// Boot the appliance in QEMU and let it live through upgrades, rot, hangs and power cuts
+    #[command(disable_help_flag = true)]
+    Vm {
+        /// Which scenarios: `cargo xtask vm --help`
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -94,6 +102,7 @@ fn main() -> ExitCode {
         Task::Man => man::write().map(|()| true),
         Task::Mutate { checks } => mutate::run(&checks),
         Task::Slotboot => slotboot().map(|()| true),
+        Task::Vm { arguments } => vm::run(&arguments).map(|()| true),
         Task::Units => packages::ensure(For::Test).and_then(|()| units::check().map(|()| true)),
     };
     match done {

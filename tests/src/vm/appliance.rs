@@ -29,10 +29,18 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// Our programs, as they were built.
+    pub fn programs() -> anyhow::Result<Vec<PathBuf>> {
+        package::programs()
+            .map(|name| program(if name == "slotboot" { "static/slotboot" } else { name }))
+            .collect()
+    }
+
     /// In `work`, an existing directory.
     pub fn new(dirs: BuildDirs, work: &Path) -> anyhow::Result<Self> {
         let pki = Pki::open_or_create(work.join("pki"), "vm")?;
         let directory = work.join("programs");
+        let _ = fs::remove_dir_all(&directory);
         fs::create_dir(&directory)?;
         for name in package::programs().filter(|name| *name != "slotboot") {
             put_stripped(name, &directory)?;
@@ -48,6 +56,7 @@ impl Builder {
         change: impl FnOnce(&appliance::Overlays) -> anyhow::Result<()>,
     ) -> anyhow::Result<Built> {
         let work = self.work.join(version);
+        let _ = fs::remove_dir_all(&work);
         fs::create_dir(&work)?;
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let parts = Parts { programs: &self.programs, sources: &sources, keyring: &self.pki.keyring_dir() };
@@ -59,7 +68,11 @@ impl Builder {
         let source = Source::Debian { overlay: Some(overlays.root), initrd: Some(overlays.initrd) };
         let mut spec = FirmwareSpec::new(version, source);
         spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
-        build_firmware(&spec, &self.dirs, &self.pki, Some(&self.work.join(format!("{version}.iso"))))
+        let built =
+            build_firmware(&spec, &self.dirs, &self.pki, Some(&self.work.join(format!("{version}.iso"))))?;
+        // A copy of the root; the next one is made anew.
+        fs::remove_dir_all(&work)?;
+        Ok(built)
     }
 
     /// The disk of an appliance that runs `firmware`.

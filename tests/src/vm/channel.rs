@@ -67,6 +67,12 @@ impl Channel {
         self.stream.write_all(text.as_bytes()).context("the machine does not take input")
     }
 
+    /// Everything that came.
+    pub(super) fn said(&self) -> String {
+        let heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&heard.bytes).into_owned()
+    }
+
     /// Waits for the first of `texts` behind what the last wait has found: which, and what came up to and with it.
     pub(super) fn wait(&mut self, texts: &[&str], time: Duration) -> anyhow::Result<(usize, String)> {
         let end = Instant::now() + time;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use sps_images::{BuildDirs, FirmwareSpec, Source, boot_files};
 
 use super::{Qemu, put_stripped};
+use crate::bus::profile_directory;
 use crate::lab::Lab;
 use crate::overlay;
 
@@ -28,8 +29,7 @@ const MOUNTS: &str = "systemd.mount-extra=tmpfs:/var:tmpfs systemd.mount-extra=t
 
 /// The build directory of this workspace, where the Debian tree is kept.
 pub fn build_dirs() -> anyhow::Result<BuildDirs> {
-    let test = std::env::current_exe()?;
-    BuildDirs::new(test.ancestors().nth(3).context("the test lies in target/PROFILE/deps")?.join("sps"))
+    BuildDirs::new(profile_directory()?.parent().context("target/PROFILE")?.join("sps"))
 }
 
 /// A bootable firmware with slotd, the keys of `keyring` and `script`.

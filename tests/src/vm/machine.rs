@@ -11,37 +11,69 @@ use tempfile::TempDir;
 
 use super::Qemu;
 use super::channel::Channel;
+use super::qmp::Qmp;
 
 /// UEFI firmware and its empty variables (Debian: ovmf).
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// A processor without what costs most where everything is emulated: five levels of page tables, guarded access to user
+/// memory, wide registers, and features whose mere presence loads drivers.
+const PROCESSOR: &str = "max,la57=off,smap=off,pku=off,umip=off,xsave=off,avx=off,avx2=off,fma=off,f16c=off,svm=off,\
+    aes=off,pclmulqdq=off";
 /// Until QEMU listens on its sockets.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 /// From power-on to the login prompt, on a busy machine.
 pub const BOOT: Duration = Duration::from_secs(600);
 /// A command in the machine.
 const COMMAND: Duration = Duration::from_secs(300);
 /// What ends the output of a command.
 const END: &str = "@@the-end@@ ";
+/// What the UEFI firmware says before it starts an entry.
+pub const FIRMWARE_STARTS: &str = "BdsDxe: starting";
+/// The name of the one snapshot that a disk may carry.
+const SNAPSHOT: &str = "machine";
+/// What stays when the power is off: disk, and variables of the UEFI firmware.
+const PARTS: [&str; 2] = ["disk.qcow2", "variables.qcow2"];
 
 /// What stays when the power is off: the disk, and the variables of the UEFI firmware.
 #[derive(Debug)]
 pub struct Hardware {
     directory: TempDir,
+    /// Whether a running machine was kept on these disks.
+    snapshot: bool,
+}
+
+/// What is put into a machine, and what its firmware is told to do wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// Read-only disks: /dev/vdb, /dev/vdc …
+    pub media: &'a [&'a Path],
+    /// Asset tag of the chassis: firmware that was made for it reads there how to misbehave.
+    pub mishap: Option<&'a str>,
 }
 
 impl Hardware {
     /// A machine with a copy of `disk`. What is written goes beside it, `disk` stays as it is.
     pub fn new(disk: &Path) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("sps-vm-").tempdir()?;
-        fs::copy(VARIABLES, directory.path().join("variables.fd")).context("UEFI firmware (package ovmf)")?;
-        let hardware = Self { directory };
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .arg(disk.canonicalize()?)
-            .arg(hardware.path("disk.qcow2"))
-            .status();
-        ensure!(made.context("qemu-img (package qemu-utils)")?.success(), "qemu-img create");
+        let hardware = Self { directory: directory()?, snapshot: false };
+        image(
+            &["create", "-q", "-f", "qcow2", "-F", "raw", "-b"],
+            &[&disk.canonicalize()?, &hardware.disk()],
+        )?;
+        hardware.lose_variables()?;
+        Ok(hardware)
+    }
+
+    /// A machine as [`Machine::keep`] has left it in `kept`.
+    pub fn kept(kept: &Path) -> anyhow::Result<Self> {
+        let hardware = Self { directory: directory()?, snapshot: true };
+        for name in PARTS {
+            let status = Command::new("cp")
+                .args(["--reflink=auto", "--sparse=always"])
+                .args([kept.join(name), hardware.path(name)])
+                .status()?;
+            ensure!(status.success(), "{} cannot be copied", kept.join(name).display());
+        }
         Ok(hardware)
     }
 
@@ -50,64 +82,93 @@ impl Hardware {
         self.directory.path().join(name)
     }
 
-    /// Switches it on. `media` are put into it, read-only, as /dev/vdb, /dev/vdc …
-    pub fn power_on(&self, media: &[&Path]) -> anyhow::Result<Machine> {
-        for socket in ["console", "shell"] {
+    fn disk(&self) -> PathBuf {
+        self.path("disk.qcow2")
+    }
+
+    /// Empties the variables of the UEFI firmware, as a dead battery or a new board does. For a machine that is off.
+    pub fn lose_variables(&self) -> anyhow::Result<()> {
+        image(
+            &["convert", "-f", "raw", "-O", "qcow2"],
+            &[Path::new(VARIABLES), &self.path("variables.qcow2")],
+        )
+        .context("UEFI firmware (package ovmf)")
+    }
+
+    /// Switches it on.
+    pub fn power_on(&self, options: &Options<'_>) -> anyhow::Result<Machine> {
+        self.start(options, false)
+    }
+
+    /// Goes on where [`Machine::keep`] was called.
+    pub fn resume(&self, options: &Options<'_>) -> anyhow::Result<Machine> {
+        ensure!(self.snapshot, "no running machine was kept");
+        self.start(options, true)
+    }
+
+    fn start(&self, options: &Options<'_>, resume: bool) -> anyhow::Result<Machine> {
+        const SOCKETS: [&str; 3] = ["console", "shell", "qmp"];
+        for socket in SOCKETS {
             let _ = fs::remove_file(self.path(socket));
         }
+        let pflash = |unit: u8, rest: &str| ["-drive".into(), format!("if=pflash,unit={unit},{rest}")];
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-machine",
-            "q35,smm=off",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-m",
-            "1536",
-        ])
-        .args(["-display", "none", "-nodefaults", "-no-user-config"])
-        .args(["-global", "ICH9-LPC.noreboot=false"])
-        .args(["-device", "ipmi-bmc-sim,id=bmc0", "-device", "isa-ipmi-kcs,bmc=bmc0"])
-        .args(["-drive", &format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}")])
-        .args([
-            "-drive",
-            &format!("if=pflash,format=raw,unit=1,file={}", self.path("variables.fd").display()),
-        ])
-        .args(["-drive", &format!("if=virtio,format=qcow2,file={}", self.path("disk.qcow2").display())])
-        .args(["-serial", "chardev:console", "-device", "virtio-serial"])
-        .args(["-device", "virtserialport,chardev=shell,name=sps.shell"]);
-        for name in ["console", "shell"] {
+        qemu.args(["-machine", "q35,smm=off", "-accel", "tcg,thread=multi"])
+            .args(["-cpu", PROCESSOR, "-smp", "2", "-m", "1536"])
+            .args(["-display", "none", "-nodefaults", "-no-user-config"])
+            .args(["-global", "ICH9-LPC.noreboot=false"])
+            .args(["-device", "ipmi-bmc-sim,id=bmc0", "-device", "isa-ipmi-kcs,bmc=bmc0"])
+            .args(pflash(0, &format!("format=raw,readonly=on,file={FIRMWARE}")))
+            .args(pflash(1, &format!("format=qcow2,file={}", self.path("variables.qcow2").display())))
+            .args(["-drive", &format!("if=virtio,format=qcow2,file={}", self.disk().display())])
+            .args(["-serial", "chardev:console", "-device", "virtio-serial"])
+            .args(["-device", "virtserialport,chardev=shell,name=sps.shell"])
+            .args(["-mon", "chardev=qmp,mode=control"])
+            .args(["-smbios", &format!("type=3,asset={}", options.mishap.unwrap_or("none"))]);
+        for name in SOCKETS {
             let socket = self.path(name);
             qemu.arg("-chardev")
                 .arg(format!("socket,id={name},path={},server=on,wait=off", socket.display()));
         }
-        for medium in media {
+        for medium in options.media {
             qemu.arg("-drive").arg(format!("if=virtio,format=raw,readonly=on,file={}", medium.display()));
         }
+        qemu.args(resume.then_some(["-loadvm", SNAPSHOT]).into_iter().flatten());
         let said = File::create(self.path("qemu.log"))?;
         let qemu = Qemu::start(qemu.stdout(Stdio::null()).stderr(said))?;
-        let deadline = Instant::now() + START;
-        let connect = || {
-            let console = Channel::connect(&self.path("console"), deadline)?;
-            anyhow::Ok((console, Channel::connect(&self.path("shell"), deadline)?))
+        let started = Instant::now();
+        let connect = |name| Channel::connect(&self.path(name), started + START);
+        let channels = || {
+            anyhow::Ok((
+                connect("console")?,
+                connect("shell")?,
+                Qmp::connect(&self.path("qmp"), started + START)?,
+            ))
         };
-        let (console, shell) = connect().with_context(|| {
-            let said = fs::read_to_string(self.path("qemu.log")).unwrap_or_default();
-            format!("QEMU did not start: {said}")
+        let (console, shell, qmp) = channels().with_context(|| {
+            format!("QEMU did not start: {}", fs::read_to_string(self.path("qemu.log")).unwrap_or_default())
         })?;
-        Ok(Machine { _qemu: qemu, console, shell, commands: 0, started: Instant::now() })
+        Ok(Machine { qemu, console, shell, qmp, commands: 0, started })
     }
 }
 
-/// A machine that is on.
+fn directory() -> anyhow::Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("sps-vm-").tempdir()?)
+}
+
+fn image(arguments: &[&str], files: &[&Path]) -> anyhow::Result<()> {
+    let status = Command::new("qemu-img").args(arguments).args(files).status();
+    ensure!(status.context("qemu-img (package qemu-utils)")?.success(), "qemu-img {arguments:?}");
+    Ok(())
+}
+
+/// A machine that is on. Dropping it cuts its power.
 #[derive(Debug)]
 pub struct Machine {
-    _qemu: Qemu,
+    qemu: Qemu,
     console: Channel,
     shell: Channel,
+    qmp: Qmp,
     commands: u32,
     started: Instant,
 }
@@ -127,10 +188,25 @@ impl Machine {
         self.console.wait(texts, time)
     }
 
+    /// Waits for the UEFI firmware to start something.
+    pub fn restarted(&mut self) -> anyhow::Result<()> {
+        self.console.wait(&[FIRMWARE_STARTS], BOOT).map(drop)
+    }
+
     /// Waits for the login prompt; how long it took since power-on.
     pub fn login(&mut self) -> anyhow::Result<Duration> {
         self.console.wait(&[" login: "], BOOT)?;
         Ok(self.started.elapsed())
+    }
+
+    /// Everything that the console has said.
+    pub fn console(&self) -> String {
+        self.console.said()
+    }
+
+    /// Sends text to the console, as if typed.
+    pub fn type_in(&mut self, text: &str) -> anyhow::Result<()> {
+        self.console.send(text)
     }
 
     /// Runs a command in the machine's shell, as root; waits until the shell is there.
@@ -160,5 +236,33 @@ impl Machine {
     pub fn json(&mut self, command: &str) -> anyhow::Result<Value> {
         let output = self.must(command)?;
         serde_json::from_str(&output).with_context(|| format!("{command:?} said {output}"))
+    }
+
+    /// Starts a command and does not wait: what it does may end the machine.
+    pub fn begin(&mut self, command: &str) -> anyhow::Result<()> {
+        self.shell.send(&format!("{command} </dev/null &\n"))
+    }
+
+    /// Leaves the machine as it is, with what it has in memory, in the directory `to`, for [`Hardware::kept`].
+    pub fn keep(mut self, hardware: &Hardware, to: &Path) -> anyhow::Result<()> {
+        self.qmp.monitor(&format!("savevm {SNAPSHOT}"))?;
+        drop(self);
+        let partial = to.with_extension("partial");
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial)?;
+        for name in PARTS {
+            fs::copy(hardware.path(name), partial.join(name))?;
+        }
+        Ok(fs::rename(&partial, to)?)
+    }
+
+    /// Presses the reset button.
+    pub fn reset(&mut self) -> anyhow::Result<()> {
+        self.qmp.monitor("system_reset")
+    }
+
+    /// The process that emulates it.
+    pub fn process(&self) -> u32 {
+        self.qemu.id()
     }
 }

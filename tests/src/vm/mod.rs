@@ -4,6 +4,9 @@ pub mod appliance;
 mod channel;
 pub mod direct;
 pub mod machine;
+mod qmp;
+pub mod scenarios;
+pub mod stage;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -20,6 +23,10 @@ impl Qemu {
     fn start(command: &mut Command) -> anyhow::Result<Self> {
         let qemu = command.stdin(Stdio::null()).spawn();
         Ok(Self(qemu.context("qemu-system-x86_64 (package qemu-system-x86)")?))
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id()
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! States are made one after the other and handed on: none is kept but its digest.
 
-mod draw;
+pub(crate) mod draw;
 mod origin;
 mod window;
 
