@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::configuration::{self, Made};
 use super::data;
+use crate::device::file_system::Mounted;
 use crate::domain::generation::Start;
 use crate::store::describe;
 
@@ -83,7 +84,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
         temporary(&data)?;
     }
     let full = report.data_lost.is_none().then(|| full(&data)).flatten();
-    let tree = ["machine", "config", "var"].iter().try_for_each(|name| directory(&data.join(name)));
+    let tree = ["machine", "config", "var", "taint"].iter().try_for_each(|name| directory(&data.join(name)));
     if let Some(why) = full.or_else(|| tree.err().map(|e| describe(&e))) {
         report.data_full = Some(why);
         temporary(&var)?;
@@ -93,7 +94,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
     }
     etc(places, &data)?;
     if let Some(Start { root_hash, configuration, .. }) = start {
-        match configuration::prepare(&data.join("config"), &root_hash, &configuration) {
+        match configuration::prepare(&Mounted, &data.join("config"), &root_hash, &configuration) {
             Ok(made) => report.configuration = Some(made),
             Err(error) => report.configuration_lost = Some(describe(&error)),
         }
