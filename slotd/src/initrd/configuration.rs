@@ -52,7 +52,7 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Confi
 }
 
 /// How the generation came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Made {
     /// It was there.
@@ -136,8 +136,7 @@ impl Copy<'_> {
     fn one(&mut self, source: &Path, target: &Path, depth: usize) -> Result<(), ConfigurationError> {
         let files = self.files;
         let found = files.look(source).map_err(fail("look at", source))?;
-        let attributes =
-            found.ok_or_else(|| fail("look at", source)(io::ErrorKind::NotFound.into()))?;
+        let attributes = found.ok_or_else(|| fail("look at", source)(io::ErrorKind::NotFound.into()))?;
         self.take(1, 0)?;
         match attributes.kind {
             Kind::Link => {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::configuration::{self, Made};
 use super::data;
@@ -37,20 +37,34 @@ pub struct Places {
 }
 
 /// What the start has to know; written to `/run/sps/data.json`.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Why `/data` is in memory; `None`: it is the partition.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_lost: Option<String>,
     /// Why `/var` is in memory although `/data` is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_full: Option<String>,
     /// How this firmware's configuration came to be.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<Made>,
     /// Why this firmware has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration_lost: Option<String>,
+}
+
+impl Report {
+    /// Its file, in `/run/sps`.
+    pub const FILE: &str = "data.json";
+
+    /// What the start left at `file`; nothing of note where nothing did.
+    pub fn read(file: &Path) -> io::Result<Self> {
+        match fs::read(file) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 /// Without this the system cannot start.
