@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot prepare its media fails here")]
 
 use std::collections::HashSet;
-use std::process::Command;
 use std::sync::LazyLock;
 
 use slotd::domain::plan;
@@ -11,6 +10,7 @@ use system_tests::crash::Scenario;
 use system_tests::crash::appliance::{Appliance, Operation, request};
 use system_tests::crash::case::{Case, shrink};
 use system_tests::crash::faults::{self, Plan};
+use system_tests::crash::selection::ground::{Ground, Loader};
 use system_tests::crash::selection::{Sample, list};
 use system_tests::crash::stage::Stage;
 use system_tests::crash::states::{Bounds, FileFate, Origin, rebuild};
@@ -54,29 +54,28 @@ fn the_same_seed_tries_the_same_states() {
     assert!(runs[0].second > 0 && runs[0].third > 0, "{}", runs[0]);
 }
 
-/// Another process has other keys, times and addresses; what it tries is the same.
+/// Another run has other keys, other signatures and other addresses; what it tries is the same.
 #[test]
-fn another_process_tries_the_same_states() {
-    let names = ["delete an interrupted install", "GRUB: confirm", "generation switch, nothing to copy"];
+fn another_run_tries_the_same_states() {
     let told = [(); 2].map(|()| {
-        let mut prove = Command::new(env!("CARGO_BIN_EXE_prove"));
-        prove.args(["--json", "--states", "2000"]).args(names.map(|name| format!("--scenario={name}")));
-        let output = prove.output().unwrap();
-        let table: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let row =
-            |row: &serde_json::Value| (row["name"].clone(), row["distinct"].clone(), row["set"].clone());
-        table["rows"].as_array().unwrap().iter().map(row).collect::<Vec<_>>()
+        let work = tempfile::tempdir().unwrap();
+        let ground = Ground::new(work.path(), Loader::Grub).unwrap();
+        // Its recovery image is replaced, and that has a signature with certificates.
+        let few = Sample { bounds: FEW, again: FEW, neighbours: false, losses: 0, ..Sample::quick() };
+        let sample = Sample { distinct: 20, again_at_least: 3, ..few };
+        let report = ground.confirmation().unwrap().check(&sample);
+        (report.events, report.states, report.second, report.third, report.distinct, report.set)
     });
-    assert_eq!(told[0].len(), names.len());
+    assert!(told[0].2 > 0 && told[0].3 > 0, "{told:?}");
     assert_eq!(told[0], told[1]);
 }
 
 #[test]
 fn what_is_on_the_data_partition_survives_cuts() {
     for (name, make) in data::ALL {
-        let report = make(&STAGE.appliance).unwrap().check(&data::Sample::reaching(60, 1));
+        let report = make(&STAGE.appliance).unwrap().check(&data::Sample::quick());
         assert!(report.violations.is_empty(), "{name}: {report}");
-        assert!(report.distinct >= 20 && report.seen_borders == report.borders, "{name}: {report}");
+        assert!(report.distinct > 1 && report.seen_borders == report.borders, "{name}: {report}");
     }
 }
 

@@ -70,7 +70,12 @@ pub struct Sample {
 impl Sample {
     /// One cut: for planted faults.
     pub const fn once() -> Self {
-        Self { bounds: Bounds { drawn: 40, ..Bounds::quick() }, again: 0 }
+        Self { bounds: Bounds { drawn: 8, ..Bounds::quick() }, again: 0 }
+    }
+
+    /// For every run of the tests.
+    pub const fn quick() -> Self {
+        Self { bounds: Bounds::quick(), again: 8 }
     }
 
     /// About so many states, of this seed.

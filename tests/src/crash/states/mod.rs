@@ -379,10 +379,13 @@ fn tears(len: usize, most: usize) -> Vec<Fate> {
     thinned(tears, most)
 }
 
+/// From so many tears on, a short write of a line into a file is torn behind each of its bytes.
+const LINE: usize = 24;
+
 /// Ways in which a write of `len` bytes into a file may be short: only its first bytes, the others zeros or not there. At
-/// most about `most`, but all of those of a line.
+/// most about `most`; where that is much, all of those of a line.
 fn short(len: usize, most: usize) -> Vec<Fate> {
-    let most = if len <= 512 { 2 * len } else { most };
+    let most = if len <= 512 && most >= LINE { 2 * len } else { most };
     let lengths = (1..len).flat_map(|at| [Fate::Only { from: 0, to: at }, Fate::Hole { from: at, to: len }]);
     let mut all = vec![Fate::Hole { from: 0, to: len }];
     all.extend(thinned(lengths.collect(), most));
