@@ -11,6 +11,9 @@ pub const SLOTS1_NAME: &str = "org.spsagent.Slots1";
 /// Path of slotd's manager and object manager.
 pub const SLOTS1_PATH: &str = "/org/spsagent/slots1";
 
+/// Path of the taint record.
+pub const TAINT_PATH: &str = "/org/spsagent/slots1/taint";
+
 /// Polkit action of `Manager.Install`.
 pub const ACTION_INSTALL: &str = "org.spsagent.slots1.install";
 /// Polkit action of `Slot.Verify`.
@@ -114,6 +117,9 @@ pub trait Manager {
     /// Slots free for an install.
     #[zbus(property(emits_changed_signal = "false"))]
     fn empty_slots(&self) -> zbus::Result<u32>;
+    /// Records of the taint log.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn taint_count(&self) -> zbus::Result<u32>;
     /// direct, cached or impossible.
     #[zbus(property(emits_changed_signal = "false"))]
     fn readback(&self) -> zbus::Result<String>;
@@ -149,6 +155,23 @@ pub trait Slot {
 pub trait Job {
     /// Asks the job to stop.
     fn cancel(&self) -> zbus::Result<()>;
+}
+
+/// A record: id, cause, place, detail, number, when it was recorded, when it was cleared.
+pub type TaintEntry = (String, String, String, String, u64, u64, u64);
+
+/// Client of `org.spsagent.Slots1.Taint1`.
+#[zbus::proxy(
+    interface = "org.spsagent.Slots1.Taint1",
+    default_service = "org.spsagent.Slots1",
+    default_path = "/org/spsagent/slots1/taint"
+)]
+pub trait Taint1 {
+    /// Records behind the first `offset`.
+    fn list(&self, offset: u32, limit: u32) -> zbus::Result<Vec<TaintEntry>>;
+    /// There are others than before.
+    #[zbus(signal)]
+    fn changed(&self) -> zbus::Result<()>;
 }
 
 /// All properties of one interface of an object, as `GetAll` and `GetManagedObjects` give them.

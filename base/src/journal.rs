@@ -33,6 +33,8 @@ events! {
     STATE_LOST = "f17057e8b70bf495000dee7eb5adfb70";
     /// An operator wrote a fresh state.
     STATE_RESET = "8cfb8b3eacef86cf4f6e9720b40c27a4";
+    /// Something that the firmware did not foresee was recorded.
+    TAINTED = "33915ba0e5794d4d988a1a94ef7bf2fc";
     /// The trusted keys cannot be used.
     KEYRING_UNUSABLE = "fde804a36d8baf30354804ab5ac66f18";
     /// A boot image was rebuilt from its slot.

@@ -142,16 +142,7 @@ fn create(dir: &Path, name: &str) -> anyhow::Result<()> {
             .args(["-out", &path(&format!("{who}.csr"))]);
         request.run()?;
         fs::set_permissions(at.join(format!("{who}.key")), Permissions::from_mode(0o600))?;
-        let certificate =
-            openssl_at(NOT_BEFORE, &["x509", "-req", "-sha256", "-days", DAYS, "-extensions", who])
-                .args(["-set_serial", &(index + 1).to_string(), "-extfile", &path("openssl.cnf")])
-                .args(["-in", &path(&format!("{who}.csr")), "-out", &path(&format!("{who}.pem"))]);
-        if who == "root" {
-            certificate.args(["-signkey", &path("root.key")]).run()?;
-        } else {
-            let (ca, key) = (path(&format!("{issuer}.pem")), path(&format!("{issuer}.key")));
-            certificate.args(["-CA", &ca, "-CAkey", &key]).run()?;
-        }
+        sign_certificate(at, who, issuer, index + 1)?;
         fs::remove_file(at.join(format!("{who}.csr")))?;
     }
     for issuer in ["root", "intermediate"] {
@@ -164,6 +155,37 @@ fn create(dir: &Path, name: &str) -> anyhow::Result<()> {
         Err(_) if dir.join("keyring/root.pem").is_file() => Ok(fs::remove_dir_all(&made)?),
         done => Ok(done?),
     }
+}
+
+/// Makes the certificate of `who`, PEM, from its request.
+fn sign_certificate(at: &Path, who: &str, issuer: &str, serial: usize) -> anyhow::Result<()> {
+    let path = |file: String| at.join(file).display().to_string();
+    let (der, pem) = (path(format!("{who}.der")), path(format!("{who}.pem")));
+    let key = path(format!("{issuer}.key"));
+    let (config, request) = (path("openssl.cnf".into()), path(format!("{who}.csr")));
+    loop {
+        let certificate =
+            openssl_at(NOT_BEFORE, &["x509", "-req", "-sha256", "-days", DAYS, "-extensions", who])
+                .args(["-set_serial", &serial.to_string(), "-extfile", &config])
+                .args(["-in", &request, "-outform", "DER", "-out", &der]);
+        if who == "root" {
+            certificate.args(["-signkey", &key]).run()?;
+        } else {
+            certificate.args(["-CA", &path(format!("{issuer}.pem")), "-CAkey", &key]).run()?;
+        }
+        if has_usual_signature(&fs::read(&der)?) {
+            break;
+        }
+    }
+    openssl_at(NOT_BEFORE, &["x509", "-inform", "DER", "-in", &der, "-out", &pem]).run()?;
+    Ok(fs::remove_file(der)?)
+}
+
+/// Whether a certificate (DER) ends with an ECDSA signature of 71 bytes, the usual length (RFC 3279, 2.2.3: a BIT STRING
+/// of a SEQUENCE). It has 70 to 72, as its numbers fall; with one length, whatever carries it is as long in every run.
+fn has_usual_signature(certificate: &[u8]) -> bool {
+    let start = certificate.len().checked_sub(74);
+    start.and_then(|at| certificate.get(at..)).is_some_and(|end| end.starts_with(&[3, 72, 0, 0x30, 69]))
 }
 
 /// An empty CRL of `issuer`. Every issuer of the path needs one, for an unknown status is a refusal.

@@ -3,13 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::Parser;
+use slotd::device::file_system::Mounted;
 use slotd::device::kernel;
+use slotd::domain::taint::Cause;
+use slotd::initrd::mounts::Report;
 use slotd::settings::{Settings, read_named_settings};
-use slotd::store::{Environment, Store};
+use slotd::store::{Environment, Store, TaintPlace};
 use sps_base::service;
 
 /// Owns the firmware slots of this appliance: installs, verifies and lists them.
@@ -30,6 +34,9 @@ struct Arguments {
     /// File that holds the kernel command line; it names the slot that runs.
     #[arg(long, value_name = "FILE", default_value = "/proc/cmdline")]
     cmdline: PathBuf,
+    /// What the initrd has left to tell of the data partition.
+    #[arg(long, value_name = "FILE", default_value = "/run/sps/data.json")]
+    data_report: PathBuf,
     /// What goes into the log: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", env = "SPS_LOG", default_value = "info")]
     log: String,
@@ -60,10 +67,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         hardware: hardware(&settings, Path::new("/sys/class/dmi/id/product_name")),
     };
     let store = Store::open(&settings, environment);
+    let report = Report::read(&arguments.data_report)
+        .with_context(|| format!("cannot read {}", arguments.data_report.display()))?;
+    keep_taint(&store, &settings, report);
     service::run(async |shell| {
         slotd::service::serve(store, arguments.bus.as_deref(), unix_now, shell).await
     })??;
     Ok(())
+}
+
+/// Keeps the taint record on the data partition, where one is configured and memory does not stand in for it.
+fn keep_taint(store: &Store, settings: &Settings, report: Report) {
+    let data = settings.data.as_ref().filter(|_| report.data_lost.is_none());
+    let place =
+        data.map(|data| TaintPlace { files: Arc::new(Mounted), directory: data.join(TaintPlace::DIRECTORY) });
+    let lost = report.data_lost.map(|why| (Cause::DataLost, why));
+    let full = report.data_full.map(|why| (Cause::DataFull, why));
+    store.keep_taint(place, lost.into_iter().chain(full).collect());
 }
 
 /// The configured model, or what the system firmware says; empty where it says nothing (containers, some boards).

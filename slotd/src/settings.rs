@@ -147,7 +147,7 @@ pub struct Settings {
     pub state: PathBuf,
     /// Directory that holds `EFI/`.
     pub esp: PathBuf,
-    /// Directory of `sps-data`, whose free space counts for a new firmware; not counted when unset.
+    /// Directory of `sps-data`, whose free space counts for a new firmware, and which has the taint record; neither when unset.
     pub data: Option<PathBuf>,
     /// Directory of one directory per configuration generation, named by root hash.
     pub configuration: Option<PathBuf>,

@@ -114,6 +114,17 @@ Example:
 Asks everything that can be read and changes nothing. One line a check: ok, warn (look at it) or fail (do \
 something), then what was found and the next step. The exit code is 0 when nothing fails, otherwise 1.")]
     Doctor,
+    /// List what has happened to this appliance that its firmware did not foresee
+    #[command(after_help = "\
+Causes:
+  state-lost   no record of the state was valid
+  state-reset  an operator wrote a fresh state
+  data-lost    memory stands in for the data partition
+  data-full    memory stands in for /var
+  log-lost     the log of these records is not the one that the state knows of
+
+Records are only ever added. A number that is missing was lost.")]
+    Taint,
     /// Show or reset slotd's durable state
     State {
         /// What to do with it.

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use sps_base::dbus::{
-    ManagerProxy, Properties, SLOTS1_NAME, SLOTS1_PATH, SlotProxy, job_path, path_number, slot_path,
+    ManagerProxy, Properties, SLOTS1_NAME, SLOTS1_PATH, SlotProxy, Taint1Proxy, job_path, path_number,
+    slot_path,
 };
 use sps_base::slot::SlotId;
 use zbus::fdo::{DBusProxy, ObjectManagerProxy, PropertiesProxy};
@@ -16,12 +17,17 @@ use zbus::wire::{Fd, ObjectPath, OwnedObjectPath, Variant};
 use zbus::{Connection, MatchRule, MessageStream, connection};
 
 use crate::error::CtlError;
-use crate::model::{self, Job, Slot, Summary};
+use crate::model::{self, Job, Slot, Summary, Taint};
 
 /// How long a reading call may take; reading never waits for writing.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long a call may take for which polkit may ask a person for a password.
 const INTERACTIVE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Taint records of one call.
+const TAINT_PAGE: u32 = 256;
+/// Most taint records that are asked for.
+const TAINT_LIMIT: usize = 1 << 16;
 
 const MANAGER: &str = "org.spsagent.Slots1.Manager";
 const SLOT: &str = "org.spsagent.Slots1.Slot";
@@ -225,6 +231,26 @@ impl Client {
             .await
             .map_err(failed)?;
         proxy.state().await.map_err(failed)
+    }
+
+    /// Every record of the taint log.
+    pub async fn taint(&self) -> Result<Vec<Taint>, CtlError> {
+        let failed = |error| CtlError::from_bus(error, "reading the taint record", "taint record");
+        let proxy = Taint1Proxy::builder(&self.connection)
+            .destination(self.destination())
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await
+            .map_err(failed)?;
+        let mut all = Vec::new();
+        loop {
+            let offset = u32::try_from(all.len()).unwrap_or(u32::MAX);
+            let some = proxy.list(offset, TAINT_PAGE).await.map_err(failed)?;
+            if some.is_empty() || all.len() >= TAINT_LIMIT {
+                return Ok(all);
+            }
+            all.extend(some.into_iter().map(Taint::from));
+        }
     }
 
     /// The upgrade notes of a slot.

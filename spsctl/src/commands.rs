@@ -68,6 +68,7 @@ async fn dispatch(cli: &Cli, style: Style) -> Result<Answer, CtlError> {
             Ok(report::ended(&job, style))
         }
         Command::Cancel(args) => cancel(&client, args.job).await,
+        Command::Taint => taint(&client, style).await,
         Command::State { command: StateCommand::Show } => show_state(&client, style).await,
         Command::State { command: StateCommand::Reset { reason } } => {
             client.reset_state(reason).await?;
@@ -84,6 +85,11 @@ async fn slots(client: &Client, style: Style) -> Result<Answer, CtlError> {
 async fn jobs(client: &Client, style: Style) -> Result<Answer, CtlError> {
     let jobs = client.objects().await?.jobs;
     Ok(Answer::new(render::jobs(&jobs, style), "jobs", json!(jobs)))
+}
+
+async fn taint(client: &Client, style: Style) -> Result<Answer, CtlError> {
+    let records = client.taint().await?;
+    Ok(Answer::new(render::taint(&records, style), "taint", json!(records)))
 }
 
 async fn status(client: &Client, style: Style) -> Result<Answer, CtlError> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
-use sps_base::dbus::Properties;
+use sps_base::dbus::{Properties, TaintEntry};
 use sps_base::error::ERROR_PREFIX;
 use zbus::wire::Variant;
 
@@ -35,6 +35,8 @@ pub struct Summary {
     pub security_epoch: u32,
     /// Slots that an install may use.
     pub empty_slots: u32,
+    /// Records of the taint log.
+    pub taint_count: u32,
     /// direct, cached or impossible.
     pub readback: Option<String>,
     /// checked or none.
@@ -109,6 +111,35 @@ pub struct Slot {
     pub current: bool,
     /// Runs after the next reboot.
     pub after_reboot: bool,
+}
+
+/// A record of what the firmware did not foresee.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Taint {
+    /// From 1; one that is missing was lost.
+    pub number: u64,
+    /// What it is called.
+    pub id: String,
+    /// What has happened: state-lost and so on.
+    pub cause: String,
+    /// What it happened to.
+    pub place: String,
+    /// In one sentence.
+    pub detail: Option<String>,
+    /// Unix seconds.
+    #[serde(serialize_with = "time_json")]
+    pub at: Option<u64>,
+    /// Unix seconds.
+    #[serde(serialize_with = "time_json")]
+    pub cleared_at: Option<u64>,
+}
+
+impl From<TaintEntry> for Taint {
+    fn from((id, cause, place, detail, number, at, cleared_at): TaintEntry) -> Self {
+        let time = |seconds: u64| Some(seconds).filter(|seconds| *seconds != 0);
+        let detail = Some(detail).filter(|detail| !detail.is_empty());
+        Self { number, id, cause, place, detail, at: time(at), cleared_at: time(cleared_at) }
+    }
 }
 
 /// How a job failed.
@@ -200,6 +231,7 @@ pub fn summary(values: &Properties) -> Result<Summary, CtlError> {
         compatible: fields.text("Compatible")?,
         security_epoch: fields.u32("SecurityEpoch")?,
         empty_slots: fields.u32("EmptySlots")?,
+        taint_count: fields.u32("TaintCount")?,
         readback: fields.text("Readback")?,
         revocation: fields.text("Revocation")?,
         warnings: fields.texts("Warnings")?,
@@ -509,6 +541,7 @@ pub(crate) mod tests {
             ("Compatible".to_owned(), owned("sps-1")),
             ("SecurityEpoch".to_owned(), owned(3_u32)),
             ("EmptySlots".to_owned(), owned(1_u32)),
+            ("TaintCount".to_owned(), owned(2_u32)),
             ("Readback".to_owned(), owned("direct")),
             ("Revocation".to_owned(), owned("checked")),
             ("Warnings".to_owned(), owned(vec!["state was lost"])),
@@ -523,7 +556,7 @@ pub(crate) mod tests {
                     "root_hash": null, "message": null, "who": null, "selected_at": "2026-05-28T20:26:40Z",
                     "ended_at": null, "reason": null
                 },
-                "compatible": "sps-1", "security_epoch": 3, "empty_slots": 1,
+                "compatible": "sps-1", "security_epoch": 3, "empty_slots": 1, "taint_count": 2,
                 "readback": "direct", "revocation": "checked", "warnings": ["state was lost"]
             })
         );

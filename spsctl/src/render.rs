@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::model::{Job, LastUpgrade, Slot, Summary, rfc3339};
+use crate::model::{Job, LastUpgrade, Slot, Summary, Taint, rfc3339};
 use crate::output::{GREEN, RED, Style, YELLOW, line};
 use crate::progress::{amount, percent};
 
@@ -96,6 +96,7 @@ pub fn status(summary: &Summary, slots: &[Slot], jobs: &[Job], style: Style) -> 
         ("boot loader", loader(summary.loader.as_deref())),
         ("epoch floor", summary.security_epoch.to_string()),
         ("empty slots", summary.empty_slots.to_string()),
+        ("taint", taint_word(summary.taint_count, style)),
         ("read-back", readback(summary.readback.as_deref())),
         ("revocation", revocation(summary.revocation.as_deref())),
     ];
@@ -121,6 +122,32 @@ fn standing(summary: &Summary, style: Style) -> String {
         (false, true) => style.paint(GREEN, "confirmed"),
         (false, false) => style.paint(YELLOW, "not confirmed"),
     }
+}
+
+fn taint_word(count: u32, style: Style) -> String {
+    match count {
+        0 => "none".to_owned(),
+        1 => style.paint(YELLOW, "1 record"),
+        count => style.paint(YELLOW, &format!("{count} records")),
+    }
+}
+
+/// The table of `taint`.
+pub fn taint(records: &[Taint], style: Style) -> String {
+    if records.is_empty() {
+        return "no records\n".to_owned();
+    }
+    let mut rows = vec![["NUMBER", "TIME", "CAUSE", "PLACE", "DETAIL"].map(Cell::plain).to_vec()];
+    rows.extend(records.iter().map(|record| {
+        vec![
+            Cell::plain(&record.number.to_string()),
+            Cell::of(record.at.map(rfc3339).as_deref()),
+            Cell::coloured(&record.cause, Some(YELLOW)),
+            Cell::plain(&record.place),
+            Cell::of(record.detail.as_deref()),
+        ]
+    }));
+    table(&rows, style)
 }
 
 fn slot_word(slot: Option<u32>) -> String {
@@ -325,6 +352,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn taint_table() {
+        let record = Taint {
+            number: 3,
+            id: "0123456789abcdef".into(),
+            cause: "data-full".into(),
+            place: "data".into(),
+            detail: Some("no\nroom".into()),
+            at: Some(1_780_000_000),
+            cleared_at: None,
+        };
+        assert_eq!(
+            taint(&[record], Style::PLAIN),
+            "\
+NUMBER  TIME                  CAUSE      PLACE  DETAIL
+3       2026-05-28T20:26:40Z  data-full  data   no\\nroom
+"
+        );
+        assert_eq!(taint(&[], Style::PLAIN), "no records\n");
+    }
+
     // rows: J5
     #[test]
     fn slots_table() {
@@ -392,6 +440,7 @@ JOB  KIND     SLOT  STATE    PHASE    PROGRESS          STARTED               FI
             compatible: Some("sps-1".into()),
             security_epoch: 3,
             empty_slots: 0,
+            taint_count: 1,
             readback: Some("cached".into()),
             revocation: Some("none".into()),
             warnings: vec!["state was lost".into()],
@@ -409,6 +458,7 @@ fallback      slot 1
 boot loader   grub
 epoch floor   3
 empty slots   0
+taint         1 record
 read-back     cached (reading back may be answered by a cache)
 revocation    not checked (no CRL configured)
 last upgrade  trial  upgrade from 2.1.0 to 2.2.0 in slot 2  2026-05-28T20:26:40Z  ticket\\n4711

@@ -12,6 +12,7 @@ use serde_json::json;
 use slotd::domain::layout::Layout;
 use slotd::domain::manifest::{MANIFEST_NAME, SIGNATURE_NAME};
 use slotd::domain::state::State;
+use slotd::domain::taint;
 use slotd::domain::trailer::{self, Trailer};
 use slotd::domain::{efivar, envblk, loader_conf};
 use sps_base::durable::{self, Record};
@@ -117,6 +118,12 @@ fn of_firmware(
     ]))
 }
 
+/// Three records.
+fn taint_log() -> Vec<u8> {
+    let record = |number| taint::Record::new(number, number, taint::Cause::DataFull, "no room").render();
+    (1..4).flat_map(record).collect()
+}
+
 /// A state in which everything is set that can be.
 fn state() -> serde_json::Value {
     let hash = "ab".repeat(32);
@@ -131,6 +138,8 @@ fn state() -> serde_json::Value {
         "checks": {"1": {"sequence": 4, "at": 5, "how": "full", "bad": "why"}},
         "pending": pending,
         "confirmed": {"slot": 1, "root_hash": hash, "at": 6, "before": [2, hash]},
+        "taint": {"count": 1, "digest": hash, "beyond": 2, "standing": ["data-lost"], "x": 1,
+            "owed": [{"number": 2, "at": 9, "cause": "data-lost", "place": "data", "detail": "why"}]},
         "boots": {"1": 2}, "refused": [{"root_hash": hash, "reason": "why", "at": 7}],
         "last_upgrade": {"selection": pending, "outcome": "failed", "reason": "why", "at": 8},
         "of a newer version": {"kept": true},
@@ -168,6 +177,13 @@ fn of_texts() -> anyhow::Result<BTreeMap<&'static str, Seeds>> {
     let report = json!({"schema": 1, "verity": "", "checks": [
         {"name": "10-disk", "result": "failed", "detail": "no space", "hint": "make some"}]});
     Ok(BTreeMap::from([
+        (
+            "taint",
+            vec![
+                with(0, &taint_log()),
+                with(1, b"{\"number\":1,\"at\":1,\"cause\":\"x\",\"place\":\"y\",\"detail\":\"\"}"),
+            ],
+        ),
         ("state", vec![with(1, &state), with(0, &[short, short].concat())]),
         ("envblk", vec![with(0, &block), with(3, b"saved_entry=sps-slot-1\nnext_entry=\n# x\n")]),
         ("efivar", vec![efivar::encode("sps-slot-2.efi")?, efivar::encode("sps-recovery-8.0.1.efi")?]),

@@ -3,8 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use futures_util::StreamExt as _;
 use roxmltree::{Document, Node, ParsingOptions};
-use sps_base::dbus::{JobProxy, ManagerProxy, SLOTS1_NAME, SLOTS1_PATH, SLOTS1_XML, SlotProxy, slot_path};
+use sps_base::dbus::{
+    JobProxy, ManagerProxy, SLOTS1_NAME, SLOTS1_PATH, SLOTS1_XML, SlotProxy, TAINT_PATH, Taint1Proxy,
+    slot_path,
+};
 use sps_base::slot::SlotId;
 use system_tests::bus::{Appliance, Layout};
 use system_tests::firmware::Workshop;
@@ -81,7 +85,7 @@ async fn live_introspection_is_the_reviewed_contract() {
     let (job, _image) = waiting_install(&connection, 1).await;
     let reviewed = interfaces(SLOTS1_XML);
     let mut compared = BTreeSet::new();
-    let paths = [SLOTS1_PATH.to_owned(), job].into_iter();
+    let paths = [SLOTS1_PATH.to_owned(), TAINT_PATH.to_owned(), job].into_iter();
     let slots = [0, 1, 2].map(|id| slot_path(SlotId::new(id).unwrap()));
     for path in paths.chain(slots) {
         for (name, live) in introspect(&connection, &path).await {
@@ -120,7 +124,7 @@ async fn every_property_has_a_value_of_its_type() {
 }
 
 #[tokio::test]
-async fn the_object_manager_lists_manager_slots_and_jobs() {
+async fn the_object_manager_lists_slots_jobs_and_the_taint_record() {
     let appliance = appliance().unwrap();
     let connection = appliance.connect().await.unwrap();
     let (job, _image) = waiting_install(&connection, 1).await;
@@ -132,7 +136,7 @@ async fn the_object_manager_lists_manager_slots_and_jobs() {
         .map(|(path, _)| path.to_string())
         .collect();
     let slots = [0, 1, 2].map(|id| slot_path(SlotId::new(id).unwrap()));
-    assert_eq!(listed, slots.into_iter().chain([job]).collect());
+    assert_eq!(listed, slots.into_iter().chain([job, TAINT_PATH.to_owned()]).collect());
 }
 
 /// Name and message of a D-Bus error.
@@ -166,4 +170,45 @@ async fn unknown_and_mistyped_options_are_refused_by_name_and_start_nothing() {
     let job = JobProxy::builder(&connection).path("/org/spsagent/slots1/job/1").build().await.unwrap();
     let (name, _) = refusal(job.cancel().await);
     assert_eq!(name, "org.freedesktop.DBus.Error.UnknownObject");
+}
+
+#[tokio::test]
+async fn a_lost_state_is_in_the_taint_record_and_so_is_its_reset() {
+    let mut appliance = appliance().unwrap();
+    let connection = appliance.connect().await.unwrap();
+    let manager = ManagerProxy::new(&connection).await.unwrap();
+    let taint = Taint1Proxy::new(&connection).await.unwrap();
+    // Nothing has happened, and nothing was written.
+    assert_eq!((manager.taint_count().await.unwrap(), taint.list(0, 9).await.unwrap()), (0, Vec::new()));
+    appliance.stop_slotd().unwrap();
+    let settings = appliance.path("slotd.toml");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    std::fs::write(&settings, format!("data = {:?}\n{text}", appliance.path("data"))).unwrap();
+    std::fs::create_dir(appliance.path("data")).unwrap();
+    let state = std::fs::metadata(appliance.path("state")).unwrap().len();
+    std::fs::write(appliance.path("state"), vec![0; usize::try_from(state).unwrap()]).unwrap();
+    for _ in 0..2 {
+        appliance.start_slotd().unwrap();
+        let records = taint.list(0, 9).await.unwrap();
+        let told: Vec<_> =
+            records.iter().map(|record| (record.1.as_str(), record.2.as_str(), record.4)).collect();
+        assert_eq!(told, [("state-lost", "state", 1)]);
+        assert_eq!(manager.taint_count().await.unwrap(), 1);
+        appliance.stop_slotd().unwrap();
+    }
+    appliance.start_slotd().unwrap();
+    let mut changes = taint.receive_changed().await.unwrap();
+    manager.reset_state("in a test").await.unwrap();
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), changes.next()).await.unwrap();
+    assert!(told.is_some());
+    let records = taint.list(1, 9).await.unwrap();
+    assert_eq!(records.len(), 1);
+    assert_eq!((records[0].1.as_str(), records[0].3.as_str(), records[0].4), ("state-reset", "in a test", 2));
+    assert_eq!((manager.taint_count().await.unwrap(), taint.list(2, 9).await.unwrap()), (2, Vec::new()));
+    // The log is gone: that is not an empty one.
+    appliance.stop_slotd().unwrap();
+    std::fs::remove_dir_all(appliance.path("data/taint")).unwrap();
+    appliance.start_slotd().unwrap();
+    assert_eq!(manager.taint_count().await.unwrap(), 3);
+    assert_eq!(taint.list(0, 9).await.unwrap()[0].1, "log-lost");
 }

@@ -10,10 +10,11 @@ use system_tests::crash::Scenario;
 use system_tests::crash::appliance::{Appliance, Operation, request};
 use system_tests::crash::case::{Case, shrink};
 use system_tests::crash::faults::{self, Plan};
+use system_tests::crash::selection::ground::{Ground, Loader};
 use system_tests::crash::selection::{Sample, list};
 use system_tests::crash::stage::Stage;
 use system_tests::crash::states::{Bounds, FileFate, Origin, rebuild};
-use system_tests::crash::{Cut, During, mishaps, scenarios};
+use system_tests::crash::{Cut, During, Violation, data, mishaps, scenarios};
 
 static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::new().unwrap());
 
@@ -51,6 +52,55 @@ fn the_same_seed_tries_the_same_states() {
     assert_eq!(told[0], told[1]);
     assert_ne!(told[0].4, told[2].4, "another seed draws others");
     assert!(runs[0].second > 0 && runs[0].third > 0, "{}", runs[0]);
+}
+
+/// Another run has other keys, other signatures and other addresses; what it tries is the same.
+#[test]
+fn another_run_tries_the_same_states() {
+    let told = [(); 2].map(|()| {
+        let work = tempfile::tempdir().unwrap();
+        let ground = Ground::new(work.path(), Loader::Grub).unwrap();
+        // Its recovery image is replaced, and that has a signature with certificates.
+        let few = Sample { bounds: FEW, again: FEW, neighbours: false, losses: 0, ..Sample::quick() };
+        let sample = Sample { distinct: 20, again_at_least: 3, ..few };
+        let report = ground.confirmation().unwrap().check(&sample);
+        (report.events, report.states, report.second, report.third, report.distinct, report.set)
+    });
+    assert!(told[0].2 > 0 && told[0].3 > 0, "{told:?}");
+    assert_eq!(told[0], told[1]);
+}
+
+#[test]
+fn what_is_on_the_data_partition_survives_cuts() {
+    for (name, make) in data::ALL {
+        let report = make(&STAGE.appliance).unwrap().check(&data::Sample::quick());
+        assert!(report.violations.is_empty(), "{name}: {report}");
+        assert!(report.distinct > 1 && report.seen_borders == report.borders, "{name}: {report}");
+    }
+}
+
+#[test]
+fn faults_on_the_data_partition_are_found_shrunk_and_replayed() {
+    for fault in data::faults::FAULTS {
+        let faulty = fault.planted(&STAGE.appliance).unwrap();
+        let report = faulty.check(&data::Sample::once());
+        let signs = |violation: &&Violation| violation.why.contains(fault.sign);
+        let found = report.violations.iter().filter(signs).max_by_key(|found| found.cuts[0].origin.weight());
+        let found = found.unwrap_or_else(|| panic!("{fault:?}: {report}"));
+        let small = shrink(&faulty, found).unwrap();
+        assert!(small.cuts[0].origin.weight() <= found.cuts[0].origin.weight());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (cuts, violation) = (small.cuts, Some(small.why));
+        let case =
+            Case { scenario: fault.scenario.into(), fault: Some(format!("{fault:?}")), cuts, violation };
+        case.write(file.path()).unwrap();
+        assert_eq!(Case::read(file.path()).unwrap().replay(&STAGE).unwrap(), case.violation);
+        // A cut that names an event which only the fault has is of no other log.
+        if case.cuts[0].origin.writes.is_empty() {
+            let sound = Case { fault: None, violation: None, ..case };
+            assert_eq!(sound.replay(&STAGE).unwrap(), None, "{fault:?}");
+        }
+    }
 }
 
 /// Every step of the three plans has at least one planted fault; `cargo xtask prove` demands that each is found.

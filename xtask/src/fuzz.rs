@@ -67,7 +67,7 @@ const fn target(name: &'static str, longest: u32, smoke: u32, about: &'static st
     Target { name, longest, smoke, about }
 }
 
-const TARGETS: [Target; 16] = [
+const TARGETS: [Target; 17] = [
     target("check_output", 4096, 100_000, "what a firmware's check programs say"),
     target("efivar", 4200, 200_000, "variables of the boot loader, and entry names"),
     target("envblk", 1100, 100_000, "GRUB's environment block"),
@@ -82,6 +82,7 @@ const TARGETS: [Target; 16] = [
     target("settings", 8192, 20_000, "slotd.toml"),
     target("signature", 8192, 5000, "the CMS signature"),
     target("state", 8192, 30_000, "the durable record and the state in it"),
+    target("taint", 8192, 30_000, "the taint log, and what the state knows of it"),
     target("trailer", 4097, 100_000, "the trailer of a slot"),
     target("verity", 4096, 2000, "superblock and hash tree"),
 ];

@@ -50,7 +50,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let report = mount_all(&Places { device, root, run: run.clone() }, start.ok())?;
     tell(&report);
-    write(&run.join("data.json"), &report)
+    write(&run.join(Report::FILE), &report)
 }
 
 /// What slotboot has found.

@@ -5,6 +5,7 @@
 pub mod buffer;
 pub mod device_mapper;
 pub mod esp;
+pub mod file_system;
 pub mod kernel;
 pub mod loader;
 pub mod medium;

@@ -18,6 +18,7 @@ pub mod signature;
 pub mod slot_state;
 pub mod state;
 pub mod systemd_boot;
+pub mod taint;
 pub mod trailer;
 pub mod upgrade_check;
 pub mod verity;

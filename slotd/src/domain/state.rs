@@ -3,13 +3,14 @@
 //! Stored as JSON in a record of `sps_base::durable`. The schema only grows; fields of a newer firmware are kept and
 //! written back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sps_base::slot::SlotId;
 
 use super::layout::{Extent, Part};
 use super::manifest::Sha256Hex;
+use super::taint;
 
 /// Everything that must survive a power cut.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,9 +42,40 @@ pub struct State {
     /// How the last selection ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_upgrade: Option<LastUpgrade>,
+    /// What the taint log holds, and what it does not hold yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taint: Option<Taint>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// What the state knows of the taint record. Nothing of it goes back but by a reset that the log survives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taint {
+    /// Number of the newest record of the log.
+    pub count: u64,
+    /// Digest of the log up to that record.
+    pub digest: Sha256Hex,
+    /// Records that could not be written into the log yet, the oldest first; at most [`taint::OWED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owed: Vec<taint::Record>,
+    /// So many more have found no room, neither in the log nor here.
+    #[serde(default)]
+    pub beyond: u64,
+    /// What was so at the last look, and is no news while it stays.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub standing: BTreeSet<String>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl Default for Taint {
+    fn default() -> Self {
+        let (owed, standing, unknown) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        Self { count: 0, digest: Sha256Hex([0; 32]), owed, beyond: 0, standing, unknown }
+    }
 }
 
 /// Refused images that are remembered.

@@ -1,14 +1,9 @@
 //! The configuration generation of the firmware that starts: kept, or a copy of the one that ran before.
 
-#![expect(clippy::disallowed_methods, reason = "makes the generation, on the data partition")]
-
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-
+use crate::device::file_system::{Attributes, FileSystem, Kind, Rename};
 use crate::domain::generation::Origin;
 use crate::domain::manifest::Sha256Hex;
 
@@ -20,6 +15,8 @@ const BYTES: u64 = 256 << 20;
 const DEPTH: usize = 16;
 /// What a copy is called until it is whole, and what it has replaced until that is removed.
 const UNFINISHED: &str = ".unfinished";
+/// Bytes that are copied at a time.
+const CHUNK: usize = 1 << 20;
 
 /// Why a generation could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +52,7 @@ fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Confi
 }
 
 /// How the generation came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Made {
     /// It was there.
@@ -68,6 +65,7 @@ pub enum Made {
 
 /// Makes the generation of `starting` below `configuration`. Whole or not at all: after a cut the earlier one is there.
 pub fn prepare(
+    files: &dyn FileSystem,
     configuration: &Path,
     starting: &Sha256Hex,
     origin: &Origin,
@@ -75,104 +73,130 @@ pub fn prepare(
     let own = configuration.join(starting.to_string());
     let unfinished = configuration.join(UNFINISHED);
     // From a start that was cut.
-    remove(&unfinished)?;
-    let there = own.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    remove(files, &unfinished)?;
+    let directory = |path: &Path| {
+        let found = files.look(path).map_err(fail("look at", path))?;
+        Ok(found.filter(|found| found.kind == Kind::Directory))
+    };
+    let there = directory(&own)?.is_some();
     let from = match origin {
         Origin::Copy(from) => Some(from),
         Origin::KeepOrCopy(from) if !there => Some(from),
         Origin::Keep | Origin::KeepOrCopy(_) => None,
     };
-    let from = from.map(|from| configuration.join(from.to_string())).filter(|from| from.is_dir());
+    let from = from.map(|from| configuration.join(from.to_string()));
+    let from = match from {
+        Some(from) => directory(&from)?.map(|attributes| (from, attributes)),
+        None => None,
+    };
     if there && from.is_none() {
         return Ok(Made::Kept);
     }
-    let mode = from.as_ref().and_then(|from| from.metadata().ok()).map_or(0o700, |m| m.mode() & 0o7777);
-    fs::create_dir(&unfinished).map_err(fail("make", &unfinished))?;
-    fs::set_permissions(&unfinished, PermissionsExt::from_mode(mode))
-        .map_err(fail("set the mode of", &unfinished))?;
-    if let Some(from) = &from {
-        let mut left = Left { entries: ENTRIES, bytes: BYTES, whole: from.clone() };
-        copy(from, &unfinished, DEPTH, &mut left)?;
+    files.create_directory(&unfinished).map_err(fail("make", &unfinished))?;
+    if let Some((from, attributes)) = &from {
+        files.set_attributes(&unfinished, attributes).map_err(fail("set the owner of", &unfinished))?;
+        Copy { files, entries: ENTRIES, bytes: BYTES, whole: from }.all(from, &unfinished, DEPTH)?;
     }
-    sync(&unfinished)?;
-    let flags = if there { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
-    renameat_with(CWD, &unfinished, CWD, &own, flags)
-        .map_err(|errno| fail("put in place", &own)(errno.into()))?;
-    sync(configuration)?;
-    remove(&unfinished)?;
+    sync(files, &unfinished)?;
+    let how = if there { Rename::Exchange } else { Rename::New };
+    files.rename(&unfinished, &own, how).map_err(fail("put in place", &own))?;
+    sync(files, configuration)?;
+    remove(files, &unfinished)?;
     Ok(if from.is_some() { Made::Copied } else { Made::Empty })
 }
 
-/// What may still be copied.
-struct Left {
+/// A copy under way, and what may still be copied.
+struct Copy<'a> {
+    files: &'a dyn FileSystem,
     entries: usize,
     bytes: u64,
-    whole: PathBuf,
+    whole: &'a Path,
 }
 
-impl Left {
+impl Copy<'_> {
     fn take(&mut self, entries: usize, bytes: u64) -> Result<(), ConfigurationError> {
         let left = self.entries.checked_sub(entries).zip(self.bytes.checked_sub(bytes));
         let Some((entries, bytes)) = left else {
-            return Err(ConfigurationError::TooLarge { path: self.whole.clone() });
+            return Err(ConfigurationError::TooLarge { path: self.whole.to_owned() });
         };
         (self.entries, self.bytes) = (entries, bytes);
         Ok(())
     }
+
+    fn all(&mut self, from: &Path, to: &Path, depth: usize) -> Result<(), ConfigurationError> {
+        if depth == 0 {
+            return Err(ConfigurationError::TooLarge { path: self.whole.to_owned() });
+        }
+        for name in self.files.list(from).map_err(fail("list", from))? {
+            self.one(&from.join(&name), &to.join(&name), depth)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, source: &Path, target: &Path, depth: usize) -> Result<(), ConfigurationError> {
+        let files = self.files;
+        let found = files.look(source).map_err(fail("look at", source))?;
+        let attributes = found.ok_or_else(|| fail("look at", source)(io::ErrorKind::NotFound.into()))?;
+        self.take(1, 0)?;
+        match attributes.kind {
+            Kind::Link => {
+                let link = files.read_link(source).map_err(fail("read", source))?;
+                files.create_link(target, &link).map_err(fail("make", target))?;
+            }
+            Kind::Directory => {
+                files.create_directory(target).map_err(fail("make", target))?;
+                self.all(source, target, depth - 1)?;
+            }
+            Kind::File => {
+                files.create_file(target).map_err(fail("make", target))?;
+                self.content(source, target, &attributes)?;
+            }
+            Kind::Other => return Err(ConfigurationError::Kind { path: source.to_owned() }),
+        }
+        files.set_attributes(target, &attributes).map_err(fail("set the owner and mode of", target))?;
+        if attributes.kind == Kind::Link { Ok(()) } else { sync(files, target) }
+    }
+
+    fn content(&mut self, source: &Path, target: &Path, of: &Attributes) -> Result<(), ConfigurationError> {
+        // Before anything is written: a file with a hole in it can be longer than the medium.
+        if of.length > self.bytes {
+            self.take(0, of.length)?;
+        }
+        let mut offset = 0;
+        loop {
+            let bytes = self.files.read_at(source, offset, CHUNK).map_err(fail("read", source))?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            self.take(0, bytes.len() as u64)?;
+            self.files.write_at(target, offset, &bytes).map_err(fail("write", target))?;
+            offset += bytes.len() as u64;
+        }
+    }
 }
 
-fn copy(from: &Path, to: &Path, depth: usize, left: &mut Left) -> Result<(), ConfigurationError> {
-    if depth == 0 {
-        return Err(ConfigurationError::TooLarge { path: left.whole.clone() });
-    }
-    for entry in fs::read_dir(from).map_err(fail("list", from))? {
-        let entry = entry.map_err(fail("list", from))?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let metadata = source.symlink_metadata().map_err(fail("look at", &source))?;
-        let kind = metadata.file_type();
-        left.take(1, if kind.is_file() { metadata.len() } else { 0 })?;
-        let (uid, gid) = (Some(metadata.uid()), Some(metadata.gid()));
-        if kind.is_symlink() {
-            let link = fs::read_link(&source).map_err(fail("read", &source))?;
-            symlink(link, &target).map_err(fail("make", &target))?;
-            lchown(&target, uid, gid).map_err(fail("set the owner of", &target))?;
-            continue;
-        }
-        if kind.is_dir() {
-            fs::create_dir(&target).map_err(fail("make", &target))?;
-            copy(&source, &target, depth - 1, left)?;
-        } else if kind.is_file() {
-            let mut content = File::open(&source).map_err(fail("open", &source))?;
-            let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target);
-            let mut file = new.map_err(fail("make", &target))?;
-            io::copy(&mut content, &mut file).map_err(fail("write", &target))?;
-            file.sync_all().map_err(fail("flush", &target))?;
-        } else {
-            return Err(ConfigurationError::Kind { path: source });
-        }
-        chown(&target, uid, gid).map_err(fail("set the owner of", &target))?;
-        fs::set_permissions(&target, metadata.permissions()).map_err(fail("set the mode of", &target))?;
-        if kind.is_dir() {
-            sync(&target)?;
-        }
-    }
-    Ok(())
+fn sync(files: &dyn FileSystem, path: &Path) -> Result<(), ConfigurationError> {
+    files.sync(path).map_err(fail("flush", path))
 }
 
-fn sync(path: &Path) -> Result<(), ConfigurationError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(fail("flush", path))
-}
-
-fn remove(path: &Path) -> Result<(), ConfigurationError> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fail("remove", path)(e)),
-        _ => Ok(()),
+/// Removes what is there, with all below it.
+fn remove(files: &dyn FileSystem, path: &Path) -> Result<(), ConfigurationError> {
+    let Some(found) = files.look(path).map_err(fail("look at", path))? else { return Ok(()) };
+    if found.kind == Kind::Directory {
+        for name in files.list(path).map_err(fail("list", path))? {
+            remove(files, &path.join(name))?;
+        }
     }
+    files.remove(path, found.kind).map_err(fail("remove", path))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
+
     use super::*;
+    use crate::device::file_system::Mounted;
 
     const OLD: Sha256Hex = Sha256Hex([1; 32]);
     const NEW: Sha256Hex = Sha256Hex([2; 32]);
@@ -191,7 +215,7 @@ mod tests {
     fn an_upgrade_starts_from_a_copy_and_the_old_one_stays_as_it_was() {
         let base = tempfile::tempdir().unwrap();
         let base = base.path();
-        assert_eq!(prepare(base, &OLD, &Origin::Keep).unwrap(), Made::Empty);
+        assert_eq!(prepare(&Mounted, base, &OLD, &Origin::Keep).unwrap(), Made::Empty);
         write(base, OLD, "revisions/000001.json", "{}");
         fs::set_permissions(
             base.join(OLD.to_string()).join("revisions/000001.json"),
@@ -199,9 +223,9 @@ mod tests {
         )
         .unwrap();
         symlink("revisions/000001.json", base.join(OLD.to_string()).join("HEAD")).unwrap();
-        assert_eq!(prepare(base, &OLD, &Origin::Keep).unwrap(), Made::Kept);
+        assert_eq!(prepare(&Mounted, base, &OLD, &Origin::Keep).unwrap(), Made::Kept);
 
-        assert_eq!(prepare(base, &NEW, &Origin::Copy(OLD)).unwrap(), Made::Copied);
+        assert_eq!(prepare(&Mounted, base, &NEW, &Origin::Copy(OLD)).unwrap(), Made::Copied);
         assert_eq!(read(base, NEW, "HEAD").as_deref(), Some("{}"));
         let copied = base.join(NEW.to_string()).join("revisions/000001.json");
         assert_eq!(copied.metadata().unwrap().mode() & 0o777, 0o640);
@@ -209,11 +233,11 @@ mod tests {
         write(base, NEW, "revisions/000001.json", "migrated");
         assert_eq!(read(base, OLD, "HEAD").as_deref(), Some("{}"));
         // Gone back to and forth by hand: each has its own.
-        assert_eq!(prepare(base, &NEW, &Origin::KeepOrCopy(OLD)).unwrap(), Made::Kept);
+        assert_eq!(prepare(&Mounted, base, &NEW, &Origin::KeepOrCopy(OLD)).unwrap(), Made::Kept);
         assert_eq!(read(base, NEW, "HEAD").as_deref(), Some("migrated"));
         // Tried again: from what runs now.
         write(base, OLD, "revisions/000001.json", "later");
-        assert_eq!(prepare(base, &NEW, &Origin::Copy(OLD)).unwrap(), Made::Copied);
+        assert_eq!(prepare(&Mounted, base, &NEW, &Origin::Copy(OLD)).unwrap(), Made::Copied);
         assert_eq!(read(base, NEW, "HEAD").as_deref(), Some("later"));
         assert_eq!(fs::read_dir(base).unwrap().count(), 2);
     }
@@ -225,10 +249,10 @@ mod tests {
         write(base, OLD, "a", "1");
         fs::create_dir(base.join(UNFINISHED)).unwrap();
         fs::write(base.join(UNFINISHED).join("a"), "half").unwrap();
-        assert_eq!(prepare(base, &NEW, &Origin::KeepOrCopy(OLD)).unwrap(), Made::Copied);
+        assert_eq!(prepare(&Mounted, base, &NEW, &Origin::KeepOrCopy(OLD)).unwrap(), Made::Copied);
         assert_eq!(read(base, NEW, "a").as_deref(), Some("1"));
         // The confirmed one has none: nothing is lost, and nothing invented.
-        assert_eq!(prepare(base, &NEW, &Origin::Copy(Sha256Hex([9; 32]))).unwrap(), Made::Kept);
+        assert_eq!(prepare(&Mounted, base, &NEW, &Origin::Copy(Sha256Hex([9; 32]))).unwrap(), Made::Kept);
         assert_eq!(read(base, NEW, "a").as_deref(), Some("1"));
     }
 
@@ -239,13 +263,13 @@ mod tests {
         write(base, OLD, "huge", "");
         let huge = base.join(OLD.to_string()).join("huge");
         File::options().write(true).open(&huge).unwrap().set_len(BYTES + 1).unwrap();
-        let error = prepare(base, &NEW, &Origin::Copy(OLD)).unwrap_err();
+        let error = prepare(&Mounted, base, &NEW, &Origin::Copy(OLD)).unwrap_err();
         assert!(matches!(error, ConfigurationError::TooLarge { .. }), "{error}");
         assert!(!base.join(NEW.to_string()).exists());
 
         fs::remove_file(&huge).unwrap();
         nix::unistd::mkfifo(&huge, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let error = prepare(base, &NEW, &Origin::Copy(OLD)).unwrap_err();
+        let error = prepare(&Mounted, base, &NEW, &Origin::Copy(OLD)).unwrap_err();
         assert!(matches!(error, ConfigurationError::Kind { .. }), "{error}");
     }
 }

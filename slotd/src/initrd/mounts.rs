@@ -8,10 +8,11 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::configuration::{self, Made};
 use super::data;
+use crate::device::file_system::Mounted;
 use crate::domain::generation::Start;
 use crate::store::describe;
 
@@ -36,20 +37,34 @@ pub struct Places {
 }
 
 /// What the start has to know; written to `/run/sps/data.json`.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Why `/data` is in memory; `None`: it is the partition.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_lost: Option<String>,
     /// Why `/var` is in memory although `/data` is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_full: Option<String>,
     /// How this firmware's configuration came to be.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<Made>,
     /// Why this firmware has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration_lost: Option<String>,
+}
+
+impl Report {
+    /// Its file, in `/run/sps`.
+    pub const FILE: &str = "data.json";
+
+    /// What the start left at `file`; nothing of note where nothing did.
+    pub fn read(file: &Path) -> io::Result<Self> {
+        match fs::read(file) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 /// Without this the system cannot start.
@@ -83,7 +98,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
         temporary(&data)?;
     }
     let full = report.data_lost.is_none().then(|| full(&data)).flatten();
-    let tree = ["machine", "config", "var"].iter().try_for_each(|name| directory(&data.join(name)));
+    let tree = ["machine", "config", "var", "taint"].iter().try_for_each(|name| directory(&data.join(name)));
     if let Some(why) = full.or_else(|| tree.err().map(|e| describe(&e))) {
         report.data_full = Some(why);
         temporary(&var)?;
@@ -93,7 +108,7 @@ pub fn mount_all(places: &Places, start: Option<Start>) -> Result<Report, MountE
     }
     etc(places, &data)?;
     if let Some(Start { root_hash, configuration, .. }) = start {
-        match configuration::prepare(&data.join("config"), &root_hash, &configuration) {
+        match configuration::prepare(&Mounted, &data.join("config"), &root_hash, &configuration) {
             Ok(made) => report.configuration = Some(made),
             Err(error) => report.configuration_lost = Some(describe(&error)),
         }

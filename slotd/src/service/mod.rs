@@ -13,7 +13,7 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sps_base::dbus::{SLOTS1_NAME, SLOTS1_PATH, job_path, slot_path};
+use sps_base::dbus::{SLOTS1_NAME, SLOTS1_PATH, TAINT_PATH, job_path, slot_path};
 use sps_base::error::{CallError, ErrorKind};
 use sps_base::service::Shell;
 use sps_base::slot::SlotId;
@@ -25,7 +25,7 @@ use zbus::wire::OwnedObjectPath;
 
 use crate::store::{Failure, Progress, RevertRequest, Store};
 use jobs::{Job, Jobs, Kind, Outcome};
-use objects::{JobObject, ManagerObject, SlotObject};
+use objects::{JobObject, ManagerObject, SlotObject, TaintObject};
 use view::View;
 
 /// At most five progress signals a second.
@@ -108,7 +108,8 @@ impl Daemon {
         };
         builder = builder
             .serve_at(SLOTS1_PATH, zbus::fdo::ObjectManager)
-            .serve_at(SLOTS1_PATH, ManagerObject(Arc::clone(self)));
+            .serve_at(SLOTS1_PATH, ManagerObject(Arc::clone(self)))
+            .serve_at(TAINT_PATH, TaintObject(Arc::clone(self)));
         for slot in &self.view.picture().slots {
             let object = SlotObject { daemon: Arc::clone(self), id: slot.id };
             builder = builder.serve_at(slot_path(slot.id), object);

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use sps_base::dbus::{
     ACTION_ACTIVATE, ACTION_CANCEL, ACTION_CONFIRM, ACTION_DEACTIVATE, ACTION_DELETE, ACTION_INSTALL,
-    ACTION_REJECT, ACTION_RESET_STATE, ACTION_REVERT, ACTION_TEST, ACTION_VERIFY,
+    ACTION_REJECT, ACTION_RESET_STATE, ACTION_REVERT, ACTION_TEST, ACTION_VERIFY, TaintEntry,
 };
 use sps_base::error::{CallError, ErrorKind};
 use sps_base::slot::SlotId;
 use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
 use zbus::wire::{OwnedFd, OwnedObjectPath, Variant};
 use zbus::{Connection, interface};
 
@@ -22,6 +23,7 @@ use super::options::{
 use super::view::{Picture, last_upgrade};
 use crate::domain::manifest::Version;
 use crate::domain::state::TEXT_LIMIT;
+use crate::domain::taint::Record;
 use crate::store::SlotView;
 
 /// What polkit's rules may look at: which slot, its version, and whether that is older than what runs.
@@ -175,6 +177,11 @@ impl ManagerObject {
     }
 
     #[zbus(property)]
+    fn taint_count(&self) -> u32 {
+        self.picture().summary.taint_count
+    }
+
+    #[zbus(property)]
     fn readback(&self) -> &'static str {
         self.picture().summary.readback
     }
@@ -188,6 +195,29 @@ impl ManagerObject {
     fn warnings(&self) -> Vec<String> {
         self.picture().summary.warnings.clone()
     }
+}
+
+/// Records that one call answers.
+const TAINT_LIMIT: u32 = 256;
+
+/// `org.spsagent.Slots1.Taint1`.
+pub(crate) struct TaintObject(pub(crate) Arc<Daemon>);
+
+#[interface(name = "org.spsagent.Slots1.Taint1", introspection_docs = false)]
+impl TaintObject {
+    #[zbus(out_args("records"))]
+    fn list(&self, offset: u32, limit: u32) -> Vec<TaintEntry> {
+        let picture = self.0.view.picture();
+        let some = picture.taint.iter().skip(offset as usize).take(limit.min(TAINT_LIMIT) as usize);
+        let entry = |record: &Record| {
+            let Record { number, at, cause, place, detail } = record.clone();
+            (record.id(), cause, place, detail, number, at, 0)
+        };
+        some.map(entry).collect()
+    }
+
+    #[zbus(signal)]
+    pub(crate) async fn changed(emitter: &SignalEmitter<'_>) -> zbus::Result<()>;
 }
 
 /// `org.spsagent.Slots1.Slot`.

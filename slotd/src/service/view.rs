@@ -7,13 +7,15 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sps_base::dbus::{SLOTS1_PATH, slot_path};
+use sps_base::dbus::{SLOTS1_PATH, TAINT_PATH, slot_path};
 use sps_base::slot::SlotId;
 use zbus::Connection;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::wire::Variant;
 
+use super::objects::TaintObject;
+use crate::domain::taint::Record;
 use crate::store::{SlotView, Store, Summary};
 
 /// A property's name and value.
@@ -24,12 +26,13 @@ pub(crate) type Property = (&'static str, Variant<'static>);
 pub(crate) struct Picture {
     pub(crate) slots: Vec<SlotView>,
     pub(crate) summary: Summary,
+    pub(crate) taint: Arc<Vec<Record>>,
 }
 
 impl Picture {
     fn take(store: &Store) -> Self {
         let slots = store.slots();
-        Self { summary: store.summary_of(&slots), slots }
+        Self { summary: store.summary_of(&slots), taint: store.taint(), slots }
     }
 
     pub(crate) fn slot(&self, id: SlotId) -> Option<&SlotView> {
@@ -70,6 +73,9 @@ impl View {
             let changed = changes(&summary_properties(&old.summary), summary_properties(&new.summary));
             signal(connection, SLOTS1_PATH.to_owned(), "org.spsagent.Slots1.Manager", changed).await;
         }
+        if old.taint != new.taint {
+            signal_taint(connection).await;
+        }
     }
 }
 
@@ -98,6 +104,16 @@ pub(crate) async fn signal(
     };
     if let Err(error) = sent {
         tracing::warn!(%error, interface, "a change could not be signalled");
+    }
+}
+
+async fn signal_taint(connection: &Connection) {
+    let sent = match SignalEmitter::new(connection, TAINT_PATH) {
+        Ok(emitter) => TaintObject::changed(&emitter).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = sent {
+        tracing::warn!(%error, "a change of the taint record could not be signalled");
     }
 }
 
@@ -153,6 +169,7 @@ fn summary_properties(summary: &Summary) -> Vec<Property> {
         ("Compatible", summary.compatible.clone().into()),
         ("SecurityEpoch", summary.security_epoch.into()),
         ("EmptySlots", summary.empty_slots.into()),
+        ("TaintCount", summary.taint_count.into()),
         ("Readback", summary.readback.into()),
         ("Revocation", summary.revocation.into()),
         ("Warnings", summary.warnings.clone().into()),

@@ -195,6 +195,8 @@ impl Store {
             tests: Mutex::default(),
             recovery: RwLock::default(),
             firmware_warning: RwLock::default(),
+            taint: Mutex::default(),
+            taint_shown: RwLock::default(),
         };
         store.look_at_loader();
         store

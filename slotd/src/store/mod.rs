@@ -20,6 +20,7 @@ mod scan;
 mod selection;
 mod state_store;
 mod surroundings;
+mod taint;
 mod types;
 mod upgrade_test;
 mod verify;
@@ -39,6 +40,7 @@ pub use assembly::{Assembly, Environment, Files, SlotMedium, Trust};
 pub use reserve::Reservation;
 pub use selection::Start;
 pub use surroundings::{Configuration, Host, Nowhere, Programs, Root, Surroundings};
+pub use taint::TaintPlace;
 pub use types::{
     Failure, InstallReport, InstallRequest, LastUpgradeView, Progress, RevertRequest, SlotView, SlotWord,
     Summary, TestReport, VerifyMode, VerifyReport,
@@ -101,6 +103,10 @@ pub struct Store {
     recovery: RwLock<Arc<RecoveryImage>>,
     /// Why the system firmware cannot be told what to start.
     firmware_warning: RwLock<Option<String>>,
+    /// The taint record; held while it is written.
+    taint: Mutex<taint::Keeper>,
+    /// What is shown of it.
+    taint_shown: RwLock<taint::Shown>,
 }
 
 #[derive(Debug)]
@@ -183,16 +189,18 @@ impl Store {
     /// among the verified slots; the time floor likewise. An install that was cut is forgotten: its slot is empty. A
     /// running firmware that is the loader's default counts as confirmed: that is what the operator says. So it does
     /// where the loader's settings cannot be read, and they are made anew. Nothing is selected any more.
-    pub fn reset_state(&self, _reason: &str) -> Result<(), Failure> {
+    pub fn reset_state(&self, reason: &str) -> Result<(), Failure> {
         let _writer = self.lock_writer()?;
         let (epoch_floor, time_floor) = self.floors();
         let confirmed = self.confirmed_by_operator();
         self.forget_selection();
-        self.state.reset(State { epoch_floor, time_floor, confirmed, ..State::default() })?;
+        let taint = self.taint_of_fresh_state(reason);
+        self.state.reset(State { epoch_floor, time_floor, confirmed, taint, ..State::default() })?;
         for index in 0..self.slots.len() {
             self.refresh(index);
         }
         self.settle_selection();
+        self.settle_taint();
         Ok(())
     }
 

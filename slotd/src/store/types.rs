@@ -121,6 +121,8 @@ pub struct Summary {
     pub security_epoch: u32,
     /// Slots free for an install.
     pub empty_slots: u32,
+    /// Records of the taint log, also those that found no room.
+    pub taint_count: u32,
     /// direct, cached or impossible.
     pub readback: &'static str,
     /// checked or none.

@@ -59,6 +59,7 @@ impl Store {
             compatible: self.product.clone(),
             security_epoch: self.epoch_floor(),
             empty_slots: u32::try_from(slots.iter().filter(free).count()).unwrap_or(0),
+            taint_count: self.taint_count(),
             readback: readback.unwrap_or(Readback::Impossible).as_str(),
             revocation: if self.keyring.as_ref().is_ok_and(|keyring| keyring.checks_revocation()) {
                 "checked"

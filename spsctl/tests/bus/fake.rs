@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use sps_base::dbus::TaintEntry;
 use tokio::sync::Notify;
 use zbus::fdo::ObjectManager;
 use zbus::object_server::SignalEmitter;
@@ -167,6 +168,10 @@ impl Manager {
     }
 
     #[zbus(property)]
+    fn taint_count(&self) -> u32 {
+        1
+    }
+    #[zbus(property)]
     fn booted(&self) -> u32 {
         1
     }
@@ -227,6 +232,20 @@ impl Manager {
     #[zbus(property)]
     fn warnings(&self) -> Vec<&'static str> {
         vec!["state was lost"]
+    }
+}
+
+struct Taint;
+
+#[interface(name = "org.spsagent.Slots1.Taint1")]
+impl Taint {
+    fn list(&self, offset: u32, limit: u32) -> Vec<TaintEntry> {
+        assert_eq!(limit, 256);
+        let entry = |number: u64| {
+            let (id, cause, place) = (format!("{number:016}"), "state-lost".into(), "state".into());
+            (id, cause, place, "zeros\x1b[2J".into(), number, 1_780_000_000, 0)
+        };
+        (u64::from(offset) + 1..=300).take(256).map(entry).collect()
     }
 }
 
@@ -564,6 +583,7 @@ fn serve(address: &str, shared: &Arc<Shared>, ready: &std::sync::mpsc::Sender<()
         let _connection = zbus::connection::Builder::address(address)
             .serve_at(root, ObjectManager)
             .serve_at(root, Manager(Arc::clone(shared)))
+            .serve_at(format!("{root}/taint"), Taint)
             .serve_at(format!("{root}/slot/1"), slot(1))
             .serve_at(format!("{root}/slot/2"), slot(2))
             .serve_at("/org/freedesktop/login1", Login(Arc::clone(shared)))

@@ -218,3 +218,21 @@ fn bus_without_slotd_is_3() {
     assert_eq!(code, Some(3));
     assert!(complaint.starts_with("error: cannot reach slotd (org.spsagent.Slots1)"), "{complaint}");
 }
+
+#[test]
+fn every_taint_record_is_listed_page_by_page() {
+    let stage = Stage::new(Part::Succeed);
+    let (_, text, _) = run(&stage, &["taint"]);
+    assert_eq!(text.lines().count(), 301, "{text}");
+    let first = text.lines().nth(1).unwrap();
+    assert_eq!(first, "1       2026-05-28T20:26:40Z  state-lost  state  zeros\\u{1b}[2J");
+    let (code, document) = run_json(&stage, &["taint"]);
+    assert_eq!((code, document["taint"].as_array().unwrap().len()), (Some(0), 300));
+    assert_eq!(
+        document["taint"][299],
+        json!({
+            "number": 300, "id": "0000000000000300", "cause": "state-lost", "place": "state",
+            "detail": "zeros\u{1b}[2J", "at": "2026-05-28T20:26:40Z", "cleared_at": null
+        })
+    );
+}

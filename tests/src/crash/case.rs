@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stage::Stage;
 use super::states::{Fate, FileFate, Origin};
-use super::{Check, Cut, Scenario, Violation, selection};
+use super::{Check, Cut, Scenario, Violation, data, selection};
 
 /// What leads to a state. The media are not stored: the scenario is recorded anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +59,12 @@ impl Replay for Scenario<'_> {
 impl Replay for selection::Scenario<'_> {
     fn replay(&self, cuts: &[Cut]) -> Check<()> {
         selection::Scenario::replay(self, cuts)
+    }
+}
+
+impl Replay for data::Scenario<'_> {
+    fn replay(&self, cuts: &[Cut]) -> Check<()> {
+        data::Scenario::replay(self, cuts)
     }
 }
 
@@ -150,6 +156,7 @@ fn smaller(origin: &Origin) -> Vec<Origin> {
         };
         all.extend([with(None), with(Some(FileFate::Old)), with(Some(FileFate::Absent))]);
     }
+    all.extend(origin.names.map(|_| Origin { names: None, ..origin.clone() }));
     let last = origin.cut.checked_sub(1).filter(|last| origin.writes.keys().all(|number| number < last));
     all.extend(last.map(|cut| Origin { cut, ..origin.clone() }));
     all

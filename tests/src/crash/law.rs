@@ -112,8 +112,8 @@ pub fn steps(target: Device, start: &Media, log: &[Event]) -> Vec<Step> {
             esp = Step::CopyBootImage;
             esp
         }
-        // Neither an install nor a deletion tells the boot loader anything.
-        Event::EspSync | Event::Loader { .. } | Event::Variable { .. } => esp,
+        // Neither an install nor a deletion tells the boot loader or the data partition anything.
+        Event::EspSync | Event::Loader { .. } | Event::Variable { .. } | Event::File(_) => esp,
     };
     log.iter().map(&mut step_of).collect()
 }

@@ -195,7 +195,13 @@ fn lost_flushes(scenario: &Scenario<'_>, most: usize) -> Vec<Try> {
         let torn = writes.iter().map(|number| [(*number, Fate::Hole { from: 512, to: 4096 })].into());
         for losses in std::iter::once(lost).chain(single).chain(torn) {
             for cut in flush + 1..=log.len() {
-                let origin = Origin { cut, lied: Some(flush), writes: losses.clone(), files: files.clone() };
+                let origin = Origin {
+                    cut,
+                    lied: Some(flush),
+                    writes: losses.clone(),
+                    files: files.clone(),
+                    names: None,
+                };
                 let media = rebuild(start, log, &origin);
                 let what = format!("lost flush: {origin}");
                 all.push(Try { media, faults: Faults::default(), block: None, what });

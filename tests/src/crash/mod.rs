@@ -5,6 +5,7 @@ pub mod appliance;
 pub mod case;
 mod checker;
 mod cores;
+pub mod data;
 pub mod faults;
 pub mod law;
 pub mod mishaps;

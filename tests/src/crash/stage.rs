@@ -6,7 +6,7 @@ use super::appliance::Appliance;
 use super::case::Replay;
 use super::selection::ground::{Ground, Loader};
 use super::selection::list;
-use super::{faults, scenarios};
+use super::{data, faults, scenarios};
 
 /// The appliances of both tables.
 #[derive(Debug)]
@@ -37,7 +37,8 @@ impl Stage {
         let of = |ground: &Ground| {
             list::all(ground).into_iter().map(|(name, _)| ground.named(name)).collect::<Vec<_>>()
         };
-        first.chain(self.grounds.iter().flat_map(of)).collect()
+        let data = data::ALL.iter().map(|(name, _)| (*name).to_owned());
+        first.chain(self.grounds.iter().flat_map(of)).chain(data).collect()
     }
 
     /// Records a scenario by its name, or the one that a fault is planted in, with that fault.
@@ -52,6 +53,9 @@ impl Stage {
         if let Some((_, make)) = scenarios::ALL.iter().find(|(known, _)| *known == name) {
             return Ok(Box::new(make(&self.appliance)?));
         }
+        if let Some((_, make)) = data::ALL.iter().find(|(known, _)| *known == name) {
+            return Ok(Box::new(make(&self.appliance)?));
+        }
         let mut all =
             self.grounds.iter().flat_map(|ground| list::all(ground).into_iter().map(move |s| (ground, s)));
         let known = all.find(|(ground, (known, _))| ground.named(known) == name);
@@ -61,6 +65,9 @@ impl Stage {
 
     fn faulty(&self, name: &str) -> anyhow::Result<Box<dyn Replay + '_>> {
         if let Some(fault) = faults::ALL.iter().find(|fault| format!("{fault:?}") == name) {
+            return Ok(Box::new(fault.planted(&self.appliance)?));
+        }
+        if let Some(fault) = data::faults::FAULTS.iter().find(|fault| format!("{fault:?}") == name) {
             return Ok(Box::new(fault.planted(&self.appliance)?));
         }
         let mut all =

@@ -1,6 +1,7 @@
 //! Media in memory that log every change in one global order.
 
 mod faults;
+mod files;
 mod image;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use slotd::device::esp::{Esp, EspError};
+use slotd::device::file_system::FileSystem;
 use slotd::device::loader::efivarfs::Variables;
 use slotd::device::loader::grub::{Block, Grub};
 use slotd::device::loader::uefi::{Conf, LOADER_CONF, SystemdBoot};
@@ -19,6 +21,8 @@ use slotd::device::probe::Readback;
 use slotd::domain::{efivar, envblk};
 
 pub use faults::{Faults, Place, Silent};
+use files::RecordedFiles;
+pub use files::{Change, Found, Listing, Node, Tree};
 use image::PAGE;
 pub use image::{Data, Digest, Image, digest};
 
@@ -86,6 +90,8 @@ pub struct Media {
     pub variables: Option<FirmwareVariables>,
     /// What the ESP holds in bytes.
     pub esp_size: u64,
+    /// The data partition.
+    pub files: Arc<Tree>,
 }
 
 impl Media {
@@ -99,6 +105,7 @@ impl Media {
             loader,
             variables: None,
             esp_size: ESP_SIZE,
+            files: Arc::default(),
         }
     }
 
@@ -124,6 +131,7 @@ impl Media {
             all.extend(digest(name.as_bytes()));
             all.extend(digest(bytes));
         }
+        all.extend(self.files.digest().into_iter().flatten());
         digest(&all)
     }
 
@@ -154,6 +162,7 @@ impl Media {
                     None => variables.remove(name),
                 };
             }
+            Event::File(change) => Arc::make_mut(&mut self.files).apply(change),
             Event::Flush { .. } | Event::EspSyncFile { .. } | Event::EspSync => {}
         }
     }
@@ -214,6 +223,8 @@ pub enum Event {
         /// What it is now; `None` when it is gone.
         bytes: Option<Arc<[u8]>>,
     },
+    /// The data partition.
+    File(Change),
 }
 
 impl Event {
@@ -246,6 +257,7 @@ impl std::fmt::Debug for Event {
                 let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
                 write!(f, "loader: write {settings:?}")
             }
+            Self::File(change) => write!(f, "data: {change:?}"),
             Self::Variable { name, bytes: None } => write!(f, "loader: remove {name}"),
             Self::Variable { name, bytes: Some(bytes) } => {
                 let text = efivar::decode(bytes).unwrap_or_else(|e| e.to_string());
@@ -345,6 +357,11 @@ impl Recorder {
     /// The ESP, as slotd takes it.
     pub fn esp(&self) -> Arc<dyn Esp> {
         Arc::new(RecordedEsp(self.clone()))
+    }
+
+    /// The data partition, as slotd takes it.
+    pub fn files(&self) -> Arc<dyn FileSystem> {
+        Arc::new(RecordedFiles(self.clone()))
     }
 
     /// The boot loader's settings, as slotd takes them.

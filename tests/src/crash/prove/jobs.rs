@@ -12,7 +12,7 @@ use super::super::selection::ground::Ground;
 use super::super::selection::{Sample, list};
 use super::super::stage::Stage;
 use super::super::states::{Bounds, loose};
-use super::super::{Violation, faults, mishaps, scenarios};
+use super::super::{Violation, data, faults, mishaps, scenarios};
 use super::table::{FaultRow, MishapRow, Row, Table};
 use super::{Args, LEAST, SMALL};
 
@@ -22,6 +22,8 @@ const FIRST: usize = 2600;
 const SECOND: usize = 1300;
 /// States that are drawn from the seed after each event, in the second table.
 const DRAWN: usize = 12;
+/// Distinct states of each scenario of the data partition, where nothing else is asked for.
+const DATA: usize = 1300;
 /// States of one family of failing media and one scenario.
 const MISHAPS: usize = 16;
 /// Violations of a scenario that are shrunk and kept.
@@ -33,10 +35,14 @@ pub(super) enum Job<'a> {
     First(&'static str, scenarios::Make),
     /// One of the second.
     Second(&'a Ground, &'static str, list::Make),
+    /// One of the data partition.
+    Data(&'static str, data::Make),
     /// A fault in the first table.
     Fault(&'static faults::Fault),
     /// One in the second.
     SecondFault(&'a Ground, list::Fault),
+    /// One on the data partition.
+    DataFault(&'static data::faults::Fault),
 }
 
 /// Every scenario, in the order of the tables, and every fault behind them.
@@ -45,25 +51,27 @@ pub(super) fn all(stage: &Stage) -> Vec<Job<'_>> {
     for ground in &stage.grounds {
         all.extend(list::all(ground).into_iter().map(|(name, make)| Job::Second(ground, name, make)));
     }
+    all.extend(data::ALL.iter().map(|(name, make)| Job::Data(name, *make)));
     all.extend(faults::ALL.iter().map(Job::Fault));
     for ground in &stage.grounds {
         all.extend(list::faults(ground).into_iter().map(|fault| Job::SecondFault(ground, fault)));
     }
+    all.extend(data::faults::FAULTS.iter().map(Job::DataFault));
     all
 }
 
 impl Job<'_> {
     /// Whether it is a planted fault.
     pub(super) fn is_fault(&self) -> bool {
-        matches!(self, Self::Fault(_) | Self::SecondFault(..))
+        matches!(self, Self::Fault(_) | Self::SecondFault(..) | Self::DataFault(_))
     }
 
     /// What a scenario is called; nothing for a fault.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::First(name, _) => (*name).into(),
+            Self::First(name, _) | Self::Data(name, _) => (*name).into(),
             Self::Second(ground, name, _) => ground.named(name),
-            Self::Fault(_) | Self::SecondFault(..) => String::new(),
+            Self::Fault(_) | Self::SecondFault(..) | Self::DataFault(_) => String::new(),
         }
     }
 
@@ -72,7 +80,8 @@ impl Job<'_> {
         Ok(match self {
             Self::First(_, make) => make(&stage.appliance)?.log.len(),
             Self::Second(ground, _, make) => make(ground)?.log.len(),
-            Self::Fault(_) | Self::SecondFault(..) => 0,
+            Self::Data(_, make) => make(&stage.appliance)?.log.len(),
+            Self::Fault(_) | Self::SecondFault(..) | Self::DataFault(_) => 0,
         })
     }
 
@@ -112,6 +121,23 @@ impl Job<'_> {
                 }
                 keep(args, &name, &scenario, &report.violations)?;
                 with_row(Row::of(&name, &report, exhausted, begin.elapsed().as_secs_f64()), Vec::new())
+            }
+            Self::Data(name, make) => {
+                let scenario = make(&stage.appliance).with_context(failed)?;
+                let (mut states, mut exhausted) = (share.unwrap_or(DATA), false);
+                let mut report = scenario.check(&data::Sample::reaching(states, args.seed));
+                if report.distinct < LEAST {
+                    let before = report.distinct;
+                    states *= 2;
+                    report = scenario.check(&data::Sample::reaching(states, args.seed));
+                    exhausted = report.distinct == before;
+                }
+                keep(args, name, &scenario, &report.violations)?;
+                with_row(Row::of(name, &report, exhausted, begin.elapsed().as_secs_f64()), Vec::new())
+            }
+            Self::DataFault(fault) => {
+                let report = fault.planted(&stage.appliance)?.check(&data::Sample::once());
+                with_fault(FaultRow::of(fault.scenario.into(), fault.name, fault.sign, &report.violations))
             }
             Self::Fault(fault) => {
                 let report = fault.planted(&stage.appliance)?.check(&Bounds::quick().once());

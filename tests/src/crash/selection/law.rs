@@ -92,7 +92,7 @@ pub fn steps(start: &Media, log: &[Event]) -> Vec<Option<SelectStep>> {
             Event::Variable { name, .. } if name == efivar::DEFAULT => Some(SelectStep::SetDefault),
             Event::Variable { bytes: None, .. } => Some(SelectStep::ClearOneShot),
             Event::Variable { .. } => Some(SelectStep::SetOneShot),
-            Event::Write { .. } | Event::Flush { .. } => None,
+            Event::Write { .. } | Event::Flush { .. } | Event::File(_) => None,
             Event::EspCreate { name }
             | Event::EspWrite { name, .. }
             | Event::EspSyncFile { name }

@@ -328,7 +328,7 @@ fn lost_verdict(next: usize) -> Verdict {
 }
 
 /// The same media with these bytes for the beginning of both records.
-pub(super) fn lost_state(media: &Media, bytes: u8) -> Media {
+pub(in super::super) fn lost_state(media: &Media, bytes: u8) -> Media {
     let mut media = media.clone();
     for at in [0, media.state.size() / 2] {
         media.state.write(at, &[bytes; 512]);

@@ -287,7 +287,7 @@ pub fn fingerprint(cuts: &(impl Serialize + ?Sized)) -> u64 {
 /// What is tried after each event, whatever the seed.
 fn systematic(window: &Window, cut: usize, bounds: &Bounds) -> Vec<Origin> {
     let mut origins = vec![Origin::at(cut)];
-    let writes: Vec<(usize, usize)> = window.writes().map(|(number, data)| (number, data.len())).collect();
+    let writes: Vec<(usize, usize)> = window.writes().collect();
     let with = |writes: BTreeMap<usize, Fate>| Origin { writes, ..Origin::at(cut) };
     origins.extend(
         subsets(&writes, bounds)
@@ -296,7 +296,8 @@ fn systematic(window: &Window, cut: usize, bounds: &Bounds) -> Vec<Origin> {
     );
     // The write that was under way is torn in every way, what came before it is all there or all lost.
     for (place, (number, len)) in writes.iter().enumerate().rev().take(2) {
-        let tears = tears(*len, if place + 1 == writes.len() { bounds.tears } else { bounds.tears / 4 });
+        let most = if place + 1 == writes.len() { bounds.tears } else { bounds.tears / 4 };
+        let tears = if window.is_into_file(*number) { short(*len, most) } else { tears(*len, most) };
         for fate in tears {
             origins.push(with(BTreeMap::from([(*number, fate)])));
             let others = writes.iter().filter(|(other, _)| other != number);
@@ -310,6 +311,7 @@ fn systematic(window: &Window, cut: usize, bounds: &Bounds) -> Vec<Origin> {
         origins.push(with(BTreeMap::from([(number, Fate::Only { from: 512, to: 1024 })])));
     }
     let lost: BTreeMap<usize, Fate> = writes.iter().map(|(number, _)| (*number, Fate::Lost)).collect();
+    origins.extend(first_names(window, cut, &writes));
     for files in file_fates(window, bounds) {
         origins.push(Origin { files: files.clone(), ..Origin::at(cut) });
         if !lost.is_empty() {
@@ -317,6 +319,29 @@ fn systematic(window: &Window, cut: usize, bounds: &Bounds) -> Vec<Origin> {
         }
     }
     origins
+}
+
+/// Each number of changes of names that may have happened, with all content kept, none, and each file's lost or zero.
+fn first_names(window: &Window, cut: usize, writes: &[(usize, usize)]) -> Vec<Origin> {
+    let lost = writes.iter().map(|(number, _)| (*number, Fate::Lost)).collect();
+    let mut contents = vec![BTreeMap::new(), lost];
+    for (number, len) in writes {
+        let zeros = Fate::Hole { from: 0, to: *len };
+        contents.extend([Fate::Lost, zeros].map(|fate| BTreeMap::from([(*number, fate)])));
+    }
+    let origin = |names: Option<usize>, writes: &BTreeMap<usize, Fate>| Origin {
+        names,
+        writes: writes.clone(),
+        ..Origin::at(cut)
+    };
+    match window.names() {
+        // Nothing but what is tried anyway.
+        0 => Vec::new(),
+        count => {
+            let all = (0..count).map(Some).chain([None]);
+            all.flat_map(|names| contents.iter().map(move |writes| origin(names, writes))).collect()
+        }
+    }
 }
 
 /// Sets of writes that are lost together.
@@ -352,6 +377,19 @@ fn tears(len: usize, most: usize) -> Vec<Fate> {
         }
     }
     thinned(tears, most)
+}
+
+/// From so many tears on, a short write of a line into a file is torn behind each of its bytes.
+const LINE: usize = 24;
+
+/// Ways in which a write of `len` bytes into a file may be short: only its first bytes, the others zeros or not there. At
+/// most about `most`; where that is much, all of those of a line.
+fn short(len: usize, most: usize) -> Vec<Fate> {
+    let most = if len <= 512 && most >= LINE { 2 * len } else { most };
+    let lengths = (1..len).flat_map(|at| [Fate::Only { from: 0, to: at }, Fate::Hole { from: at, to: len }]);
+    let mut all = vec![Fate::Hole { from: 0, to: len }];
+    all.extend(thinned(lengths.collect(), most));
+    all
 }
 
 /// At most `most` of these, the first ones and then evenly spread.
@@ -405,12 +443,18 @@ fn file_fates(window: &Window, bounds: &Bounds) -> Vec<BTreeMap<String, FileFate
 /// One state after `cut` events, drawn.
 fn drawn(window: &Window, cut: usize, draw: &mut Draw) -> Origin {
     let mut origin = Origin::at(cut);
-    for (number, data) in window.writes() {
+    if window.names() > 0 && draw.once_in(2) {
+        origin.names = Some(draw.below(window.names()));
+    }
+    for (number, len) in window.writes() {
         let unit = if draw.once_in(2) { 512 } else { 4096 };
+        let is_into_file = window.is_into_file(number);
         let fate = match draw.below(4) {
             0 | 1 => None,
             2 => Some(Fate::Lost),
-            _ if data.len() > unit => Some(Fate::Drawn { unit, seed: draw.word() }),
+            _ if is_into_file && draw.once_in(2) => Some(Fate::Only { from: 0, to: draw.below(len) }),
+            _ if is_into_file => Some(Fate::Hole { from: draw.below(len), to: len }),
+            _ if len > unit => Some(Fate::Drawn { unit, seed: draw.word() }),
             _ => Some(Fate::Lost),
         };
         origin.writes.extend(fate.map(|fate| (number, fate)));

@@ -19,6 +19,9 @@ pub struct Origin {
     /// Files of the ESP by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileFate>,
+    /// Of the changes of names on the data partition that were not synced, only the first so many happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<usize>,
 }
 
 /// What became of a write that was not flushed.
@@ -110,7 +113,7 @@ impl Origin {
             Fate::Only { from, to } | Fate::Hole { from, to } => to - from,
             Fate::Lost | Fate::Drawn { .. } => 0,
         });
-        (kinds + usize::from(self.lied.is_some()), size.sum(), self.cut)
+        (kinds + usize::from(self.lied.is_some()) + usize::from(self.names.is_some()), size.sum(), self.cut)
     }
 }
 
@@ -119,6 +122,9 @@ impl fmt::Display for Origin {
         write!(f, "cut after {} events", self.cut)?;
         if let Some(flush) = self.lied {
             write!(f, ", flush {flush} not carried out")?;
+        }
+        if let Some(names) = self.names {
+            write!(f, ", of the names only the first {names} changes")?;
         }
         for (event, fate) in &self.writes {
             match fate {

@@ -1,12 +1,13 @@
 //! What is durable at a cut, what is not, and the media that an origin makes of it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use slotd::domain::envblk;
 
 use super::draw::Draw;
 use super::origin::{Fate, FileFate, Origin};
-use crate::recorder::{Content, Data, Device, Event, Media};
+use crate::recorder::{Change, Content, Data, Device, Event, Media, Tree};
 
 /// What is durable, and what happened since.
 pub(super) struct Window {
@@ -50,27 +51,68 @@ impl Window {
             }
             Event::EspSync => {
                 self.durable.esp.clone_from(&self.now.esp);
-                self.pending.retain(|(_, e)| matches!(e, Event::Write { .. }));
+                self.pending.retain(|(_, e)| matches!(e, Event::Write { .. } | Event::File(_)));
             }
             Event::Loader { block } => self.durable.loader = **block,
             // Old or new, never in between: the firmware replaces it as a whole.
             Event::Variable { .. } => self.durable.apply(event),
+            Event::File(Change::Sync { node, path }) => self.sync(*node, path),
+            Event::File(change) => {
+                Arc::make_mut(&mut self.durable.files).born(change);
+                self.pending.push((self.events, event.clone()));
+            }
             _ => self.pending.push((self.events, event.clone())),
         }
         self.events += 1;
     }
 
-    /// Number, medium's offset and data of the writes that may be lost.
-    pub(super) fn writes(&self) -> impl Iterator<Item = (usize, &Data)> {
+    /// A file's content is on stable storage, or what happened to the names in a directory, and with it, as the journal has
+    /// one order, every change of names before that.
+    fn sync(&mut self, of: u64, path: &std::path::Path) {
+        let durable = Arc::make_mut(&mut self.durable.files);
+        let names = |event: &Event| matches!(event, Event::File(change) if change.is_in(path, of));
+        let last = self.pending.iter().rposition(|(_, event)| names(event));
+        let mut place = 0;
+        self.pending.retain(|(_, event)| {
+            let before = last.is_some_and(|last| place <= last);
+            place += 1;
+            let Event::File(change) = event else { return true };
+            let done = match change {
+                Change::Write { node, .. } | Change::Truncate { node, .. } => *node == of,
+                _ => before,
+            };
+            if done {
+                durable.apply(change);
+            }
+            !done
+        });
+    }
+
+    /// Number and length of the writes that may be lost.
+    pub(super) fn writes(&self) -> impl Iterator<Item = (usize, usize)> {
         self.pending.iter().filter_map(|(number, event)| match event {
-            Event::Write { data, .. } => Some((*number, data)),
+            Event::Write { data, .. } => Some((*number, data.len())),
+            Event::File(Change::Write { data, .. }) => Some((*number, data.len())),
+            Event::File(Change::Truncate { .. }) => Some((*number, 0)),
             _ => None,
         })
     }
 
+    /// Whether that write is one into a file of the data partition, which keeps any of its first bytes.
+    pub(super) fn is_into_file(&self, number: usize) -> bool {
+        let file = |event: &Event| matches!(event, Event::File(_));
+        self.pending.iter().any(|(pending, event)| *pending == number && file(event))
+    }
+
+    /// How many changes of names a cut may take.
+    pub(super) fn names(&self) -> usize {
+        let names = |event: &Event| matches!(event, Event::File(change) if change.is_of_names());
+        self.pending.iter().filter(|(_, event)| names(event)).count()
+    }
+
     /// Whether there is something that a cut may take.
     pub(super) fn is_loose(&self) -> bool {
-        self.writes().next().is_some() || !self.touched().is_empty()
+        self.writes().next().is_some() || !self.touched().is_empty() || self.names() > 0
     }
 
     /// The event that wrote the environment block and may be torn.
@@ -110,7 +152,8 @@ impl Window {
         let mut media = if origin.writes.is_empty() {
             self.now.clone()
         } else {
-            Media { esp: self.now.esp.clone(), ..self.durable.clone() }
+            let (esp, files) = (self.now.esp.clone(), self.now.files.clone());
+            Media { esp, files, ..self.durable.clone() }
         };
         if !origin.writes.is_empty() {
             for (number, event) in &self.pending {
@@ -126,6 +169,9 @@ impl Window {
                 media.loader = tear_loader(&before, &self.now.loader, origin.writes.get(&number));
             }
         }
+        if origin.names.is_some() || !origin.writes.is_empty() {
+            media.files = self.tree(origin);
+        }
         for (name, fate) in &origin.files {
             match self.file(name, *fate) {
                 Some(content) => media.esp.insert(name.clone(), content),
@@ -133,6 +179,32 @@ impl Window {
             };
         }
         media
+    }
+
+    /// The data partition that `origin` leaves: the first changes of names, and of the content of files what was kept.
+    fn tree(&self, origin: &Origin) -> Arc<Tree> {
+        if !self.pending.iter().any(|(_, event)| matches!(event, Event::File(_))) {
+            return self.now.files.clone();
+        }
+        let (mut files, mut left) = (self.durable.files.clone(), origin.names.unwrap_or(usize::MAX));
+        let tree = Arc::make_mut(&mut files);
+        for (number, event) in &self.pending {
+            let Event::File(change) = event else { continue };
+            match (change, origin.writes.get(number)) {
+                (change, _) if change.is_of_names() => {
+                    if left > 0 {
+                        tree.name(change);
+                    }
+                    left = left.saturating_sub(1);
+                }
+                (change, None) => tree.apply(change),
+                (Change::Write { node, offset, data }, Some(fate)) => {
+                    tear_file(tree, *node, *offset, data, *fate);
+                }
+                _ => {}
+            }
+        }
+        files
     }
 
     fn file(&self, name: &str, fate: FileFate) -> Option<std::sync::Arc<Content>> {
@@ -169,6 +241,27 @@ fn tear(media: &mut Media, device: Device, offset: u64, data: &Data, fate: Fate)
         Fate::Drawn { unit, seed } => {
             let mut draw = Draw::new(seed, &[]);
             image.write_units(offset, data, unit, || draw.once_in(2));
+        }
+    }
+}
+
+/// What is kept from the first byte on is as long as it is; otherwise the file has its length, and zeros where nothing was.
+fn tear_file(tree: &mut Tree, node: u64, offset: usize, data: &[u8], fate: Fate) {
+    match fate {
+        Fate::Lost => {}
+        Fate::Only { from, to } => tree.write(node, offset, data, from..to.min(data.len()), false),
+        Fate::Hole { from, to } => {
+            tree.write(node, offset, data, 0..from, true);
+            tree.write(node, offset, data, to.min(data.len())..data.len(), true);
+        }
+        Fate::Drawn { unit, seed } => {
+            let mut draw = Draw::new(seed, &[]);
+            tree.write(node, offset, data, 0..0, true);
+            for from in (0..data.len()).step_by(unit.max(1)) {
+                if draw.once_in(2) {
+                    tree.write(node, offset, data, from..(from + unit).min(data.len()), true);
+                }
+            }
         }
     }
 }
