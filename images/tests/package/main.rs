@@ -22,7 +22,7 @@ fn sources() -> PathBuf {
 /// prints something.
 fn stand_ins(directory: &Path) -> Programs {
     fs::create_dir_all(directory).unwrap();
-    for name in ["mount-data", "slotd", "sps-health", "upgrade-check", "slotboot"] {
+    for name in ["mount-data", "slotd", "sps-health", "sps-recovery", "upgrade-check", "slotboot"] {
         fs::copy("/bin/true", directory.join(name)).unwrap();
     }
     fs::copy("/bin/echo", directory.join("spsctl")).unwrap();
