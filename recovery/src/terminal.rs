@@ -131,7 +131,18 @@ fn take_line(left: &mut Vec<u8>) -> Option<String> {
     let end = left.iter().position(|byte| matches!(byte, b'\n' | b'\r'))?;
     let mut line: Vec<u8> = left.drain(..=end).collect();
     line.truncate(LINE_LIMIT);
-    Some(String::from_utf8_lossy(&line).chars().filter(|c| !c.is_control()).collect())
+    let mut shown = String::new();
+    let text = String::from_utf8_lossy(&line);
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' && characters.next_if_eq(&'[').is_some() {
+            // A key, or the terminal's answer to systemd, which asks it how large it is (ECMA-48, 5.4).
+            let _ = characters.find(|c| ('@'..='~').contains(c));
+        } else if !character.is_control() {
+            shown.push(character);
+        }
+    }
+    Some(shown)
 }
 
 #[cfg(test)]
@@ -148,9 +159,9 @@ mod tests {
 
     #[test]
     fn lines_are_taken_whatever_comes() {
-        let mut terminal = fed(&[b"1", b"2\n\x1b[A3\r", b"\xff\n", &[b'x'; 9000], b"\nlast"]);
+        let mut terminal = fed(&[b"1", b"2\n\x1b[A3\x1b[24;80R\x07\r", b"\xff\n", &[b'x'; 9000], b"\nlast"]);
         let text = |terminal: &mut Terminal| terminal.line().unwrap();
-        assert_eq!([text(&mut terminal), text(&mut terminal)], ["12", "[A3"]);
+        assert_eq!([text(&mut terminal), text(&mut terminal)], ["12", "3"]);
         assert_eq!(text(&mut terminal), "\u{fffd}");
         assert!(text(&mut terminal).len() <= LINE_LIMIT);
         assert_eq!(terminal.line(), None);

@@ -1,11 +1,13 @@
-//! The console of the recovery image, on a private bus: what it says, and what can be done there.
-#![expect(clippy::unwrap_used, reason = "a broken test bench fails here")]
+//! The console of the recovery image: on a private bus, and in QEMU as it ships.
+#![expect(clippy::unwrap_used, reason = "a broken test bench or machine fails here")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use slotd::domain::state::UpgradeOutcome;
 use sps_base::recovery::Report;
@@ -15,6 +17,9 @@ use system_tests::bus::{Appliance, Layout};
 use system_tests::client::spsctl;
 use system_tests::firmware::Workshop;
 use system_tests::loader::environment;
+use system_tests::vm::appliance::Builder;
+use system_tests::vm::direct::build_dirs;
+use system_tests::vm::machine::{BOOT, Hardware, Machine};
 
 fn layout() -> Layout {
     let keyring = Some(Workshop::shared().unwrap().keyring());
@@ -208,4 +213,79 @@ fn without_slotd_the_page_still_comes_up() {
     let said = typed(console(&appliance, &[]), b"1\n1\n\n8\n");
     assert!(said.contains("slotd does not answer"), "{said}");
     assert_eq!(ended(&appliance), "reboot", "{said}");
+}
+
+/// What the page begins with.
+const PAGE: &str = "=== SPS recovery: no firmware runs ===";
+/// An install, on a busy machine.
+const INSTALL: Duration = Duration::from_secs(600);
+/// Where slot 1 lies on the disk, and how long it is: behind the table and the ESP, as `Builder::disk` has it.
+const SLOT_1: (u64, u64) = (1025 << 20, 768 << 20);
+
+/// Answers one question of the console.
+fn answer(machine: &mut Machine, question: &str, with: &str) {
+    machine.wait(&[question], INSTALL).unwrap();
+    machine.type_in(&format!("{with}\r")).unwrap();
+}
+
+/// The status when the health checks have ended.
+fn settled(machine: &mut Machine) -> serde_json::Value {
+    machine.run_within("systemctl is-system-running --wait", BOOT).unwrap();
+    machine.json("spsctl status --json").unwrap()["status"].take()
+}
+
+#[test]
+fn an_appliance_without_a_firmware_gets_one_from_recovery_and_later_returns_by_itself() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: firmware from Debian needs root");
+        return;
+    }
+    let dirs = build_dirs().unwrap();
+    let work = dirs.work().unwrap();
+    let builder = Builder::new(dirs, work.path()).unwrap();
+    let [first, second] =
+        ["8.0.1", "8.0.2"].map(|version| builder.firmware(version, |_| Ok(())).unwrap());
+    let disk = builder.disk(&first).unwrap();
+    let file = fs::File::options().write(true).open(&disk).unwrap();
+    let (start, length) = SLOT_1;
+    // The beginning of its root and its claim; slot 2 is empty.
+    for at in [start, start + length - (1 << 20)] {
+        file.write_all_at(&vec![0; 1 << 20], at).unwrap();
+    }
+    let hardware = Hardware::new(&disk).unwrap();
+    let mut machine = hardware.power_on(&[&first.iso, &second.iso]).unwrap();
+
+    // slotboot of slot 1 finds its root nowhere and asks for recovery, which stays and says so.
+    machine.wait(&[PAGE], 2 * BOOT).unwrap();
+    machine.wait(&["Slot 1: not sound: "], BOOT).unwrap();
+    machine.wait(&["Slot 2: not sound: empty"], BOOT).unwrap();
+    machine
+        .wait(&["Nothing is started by itself: slot 1, which would be started, is not sound."], BOOT)
+        .unwrap();
+    answer(&mut machine, "Choice: ", "3");
+    answer(&mut machine, "Medium: ", "1");
+    answer(&mut machine, "chooses): ", "1");
+    answer(&mut machine, "Press Enter. ", "");
+    machine.wait(&["Slot 1: 8.0.1, sound"], BOOT).unwrap();
+    answer(&mut machine, "Choice: ", "2");
+    answer(&mut machine, "Slot: ", "1");
+    machine.login().unwrap();
+    let status = settled(&mut machine);
+    let found = (&status["booted"], &status["confirmed"], &status["last_upgrade"]["outcome"]);
+    assert_eq!(found, (&1.into(), &true.into(), &"confirmed".into()), "{status:#}");
+
+    // The loader cannot start what is selected: the system firmware starts recovery, which records it and goes on.
+    machine.must("spsctl install - </dev/vdc").unwrap();
+    machine.must("spsctl revert --slot 2 --reason 'in a test'").unwrap();
+    machine.must("truncate --size 100000 /efi/EFI/Linux/sps-slot-2.efi; sync").unwrap();
+    // The answer may be lost with the machine.
+    let _ = machine.run_within("systemctl reboot", Duration::from_secs(5));
+    machine.wait(&[PAGE], 2 * BOOT).unwrap();
+    machine.wait(&["Slot 1 (8.0.1) is sound and is started again in 15 s"], BOOT).unwrap();
+    machine.login().unwrap();
+    let status = settled(&mut machine);
+    let found = (&status["booted"], &status["confirmed"], &status["last_upgrade"]["outcome"]);
+    assert_eq!(found, (&1.into(), &true.into(), &"failed".into()), "{status:#}");
+    let state = machine.must("spsctl state show").unwrap();
+    assert!(!state.contains("\"boots\""), "{state}");
 }

@@ -127,6 +127,11 @@ impl Machine {
         self.console.wait(texts, time)
     }
 
+    /// Types on the console.
+    pub fn type_in(&mut self, text: &str) -> anyhow::Result<()> {
+        self.console.send(text)
+    }
+
     /// Waits for the login prompt; how long it took since power-on.
     pub fn login(&mut self) -> anyhow::Result<Duration> {
         self.console.wait(&[" login: "], BOOT)?;
