@@ -21,7 +21,7 @@ use page::Found;
 use sps_base::recovery::{FILE, Report};
 use spsctl::client::Client;
 use spsctl::error::CtlError;
-use terminal::{Line, Terminal};
+use terminal::Terminal;
 
 /// Time to press Enter before the machine restarts by itself.
 const GRACE: u64 = 15;
@@ -82,10 +82,10 @@ struct Console<'a> {
 
 impl Console<'_> {
     fn run(&self, terminal: &mut Terminal) {
-        terminal.say("\n=== SPS recovery ===\n\nLooking at the slots ...\n");
+        terminal.say("\n=== SPS recovery ===\n\nLooking at the slots; Enter ends the waiting.\n");
         let patience = Instant::now() + Duration::from_secs(self.arguments.patience);
-        let report = self.report(patience);
-        let mut found = self.look(patience);
+        let report = self.report(terminal, patience);
+        let mut found = self.look(terminal, patience);
         if let Some(report) = &report
             && let Some(slot) = report.restarts
         {
@@ -96,7 +96,7 @@ impl Console<'_> {
                 return;
             }
             // Whatever is done from here on, somebody does it.
-            found = self.look(Instant::now());
+            found = self.look(terminal, Instant::now());
         }
         loop {
             terminal.say(&page::page(report.as_ref(), &found));
@@ -104,7 +104,7 @@ impl Console<'_> {
             if Orders::new(self.arguments).take(terminal, &found) == Then::End {
                 return;
             }
-            found = self.look(Instant::now());
+            found = self.look(terminal, Instant::now());
         }
     }
 
@@ -115,8 +115,7 @@ impl Console<'_> {
             if mark.exists() {
                 return false;
             }
-            // A terminal that is gone is nobody.
-            if let Line::Text(_) = terminal.line_within(Duration::from_secs(1)) {
+            if terminal.pause(Duration::from_secs(1)) {
                 // The others restart when it cannot be made; this one still stays.
                 let _ = fs::write(&mark, "");
                 return false;
@@ -126,7 +125,7 @@ impl Console<'_> {
     }
 
     /// What slotboot has found; `None` where it did not come so far.
-    fn report(&self, patience: Instant) -> Option<Report> {
+    fn report(&self, terminal: &mut Terminal, patience: Instant) -> Option<Report> {
         let file = self.arguments.run.join(FILE);
         loop {
             let small = fs::metadata(&file).is_ok_and(|metadata| metadata.len() <= REPORT_LIMIT);
@@ -136,15 +135,14 @@ impl Console<'_> {
             {
                 return Some(report);
             }
-            if Instant::now() >= patience {
+            if Instant::now() >= patience || terminal.pause(PAUSE) {
                 return None;
             }
-            std::thread::sleep(PAUSE);
         }
     }
 
     /// What slotd says, which may still be starting; else why it does not.
-    fn look(&self, patience: Instant) -> Result<Found, String> {
+    fn look(&self, terminal: &mut Terminal, patience: Instant) -> Result<Found, String> {
         let runtime = self.runtime.ok_or("this program cannot use the bus")?;
         loop {
             let asked = async { tokio::time::timeout(ANSWER, ask(self.arguments.bus.as_deref())).await };
@@ -153,10 +151,9 @@ impl Console<'_> {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("it did not answer within {} s", ANSWER.as_secs()),
             };
-            if Instant::now() >= patience {
+            if Instant::now() >= patience || terminal.pause(PAUSE) {
                 return Err(why);
             }
-            std::thread::sleep(PAUSE);
         }
     }
 }

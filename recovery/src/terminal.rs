@@ -88,6 +88,15 @@ impl Terminal {
         }
     }
 
+    /// Waits so long; true when somebody has pressed Enter meanwhile. A terminal that is gone is nobody.
+    pub(crate) fn pause(&mut self, time: Duration) -> bool {
+        let came = self.line_within(time);
+        if came == Line::End {
+            std::thread::sleep(time);
+        }
+        matches!(came, Line::Text(_))
+    }
+
     /// Bytes as they come, at most `most` of them; `None` when nothing comes in time, or ever again.
     pub(crate) fn bytes_within(&mut self, most: u64, time: Duration) -> Option<Vec<u8>> {
         if self.left.is_empty() {

@@ -66,11 +66,10 @@ fn typed(mut console: Child, input: &[u8]) -> String {
     let writer = std::thread::spawn(move || {
         // It may end before all is typed.
         let _ = typing.write_all(&input);
-        typing
     });
     let mut text = Vec::new();
     said.read_to_end(&mut text).unwrap();
-    drop(writer.join().unwrap());
+    writer.join().unwrap();
     console.wait().unwrap();
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -243,8 +242,7 @@ fn an_appliance_without_a_firmware_gets_one_from_recovery_and_later_returns_by_i
     let dirs = build_dirs().unwrap();
     let work = dirs.work().unwrap();
     let builder = Builder::new(dirs, work.path()).unwrap();
-    let [first, second] =
-        ["8.0.1", "8.0.2"].map(|version| builder.firmware(version, |_| Ok(())).unwrap());
+    let [first, second] = ["8.0.1", "8.0.2"].map(|version| builder.firmware(version, |_| Ok(())).unwrap());
     let disk = builder.disk(&first).unwrap();
     let file = fs::File::options().write(true).open(&disk).unwrap();
     let (start, length) = SLOT_1;
