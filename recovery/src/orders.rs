@@ -93,7 +93,9 @@ impl<'a> Orders<'a> {
     fn end(&self, terminal: &mut Terminal, how: &str) -> Then {
         terminal.say("\n");
         let systemctl = &self.arguments.systemctl;
-        if run(terminal, Command::new(systemctl).arg(how).stdin(Stdio::null())) {
+        // Not `systemctl reboot`: that asks logind, which is not here.
+        let start = ["start", "--no-block", "--job-mode=replace-irreversibly", &format!("{how}.target")];
+        if run(terminal, Command::new(systemctl).args(start).stdin(Stdio::null())) {
             // What shuts down ends this program.
             std::thread::sleep(SHUTDOWN);
         }
@@ -125,7 +127,7 @@ impl<'a> Orders<'a> {
     fn install(&self, terminal: &mut Terminal, found: &Result<Found, String>, image: Stdio) -> bool {
         let Some(slot) = target(terminal, found) else { return false };
         let mut words = vec!["install", "-"];
-        words.extend(slot.iter().flat_map(|slot| ["--slot", slot.as_str()]));
+        words.extend(slot.iter().map(String::as_str));
         self.spsctl(terminal, &words, image)
     }
 
@@ -139,7 +141,7 @@ impl<'a> Orders<'a> {
             return;
         };
         let mut command = self.command(&["install", "-"]);
-        command.args(slot.iter().flat_map(|slot| ["--slot", slot.as_str()]));
+        command.args(slot);
         let mut child = match command.stdin(Stdio::piped()).spawn() {
             Ok(child) => child,
             Err(error) => return terminal.say(&format!("spsctl cannot be run: {error}\n")),
@@ -219,10 +221,13 @@ fn which(terminal: &mut Terminal, found: &Result<Found, String>) -> Option<Strin
     known(terminal, found, slot)
 }
 
-/// The slot for a new firmware: `Some(None)` where slotd shall choose.
-fn target(terminal: &mut Terminal, found: &Result<Found, String>) -> Option<Option<String>> {
+/// The words of spsctl that name the slot for a new firmware: none where slotd shall choose.
+fn target(terminal: &mut Terminal, found: &Result<Found, String>) -> Option<Vec<String>> {
     let slot = ask(terminal, "Into which slot (Enter: slotd chooses): ")?;
-    if slot.is_empty() { Some(None) } else { known(terminal, found, slot).map(Some) }
+    if slot.is_empty() {
+        return Some(Vec::new());
+    }
+    Some(vec!["--slot".to_owned(), known(terminal, found, slot)?])
 }
 
 fn known(terminal: &Terminal, found: &Result<Found, String>, slot: String) -> Option<String> {

@@ -45,7 +45,7 @@ pub(crate) fn page(report: Option<&Report>, found: &Result<Found, String>) -> St
     let _ = match report {
         None => writeln!(text, "Nothing was put in order at this start; the log may say why."),
         Some(Report { restarts: Some(slot), .. }) => writeln!(text, "A restart starts slot {slot}."),
-        Some(report) => writeln!(text, "Nothing is started by itself: {}.", report.why),
+        Some(report) => writeln!(text, "Nothing was started by itself: {}.", report.why),
     };
     if let Some(report) = report.filter(|report| report.starts > 1) {
         let _ = writeln!(text, "Recovery was started {} times in a row.", report.starts);
@@ -157,7 +157,7 @@ mod tests {
             "Slot 1: 8.0.1, sound, as far as it was looked at; the default; started 3 times without a sign of health\n",
             "Slot 2: 8.0.2, not sound: bad (its root is damaged)\n",
             "Slot 3: not sound: empty\n",
-            "Nothing is started by itself: slot 1 is spent.\n",
+            "Nothing was started by itself: slot 1 is spent.\n",
             "Recovery was started 2 times in a row.\n",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");

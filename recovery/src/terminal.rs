@@ -54,6 +54,7 @@ impl Terminal {
     }
 
     /// Shows a text. A terminal that is gone is no reason to stop.
+    #[expect(clippy::unused_self, reason = "what is shown is the terminal's, as what is read")]
     pub(crate) fn say(&self, text: &str) {
         let mut out = io::stdout();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -29,10 +29,10 @@ impl fmt::Display for Stays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Told => write!(f, "the boot loader was told to start recovery"),
-            Self::StateLost => write!(f, "the durable state is lost, so starts cannot be counted"),
-            Self::Loader(why) => write!(f, "the boot loader's settings cannot be used: {why}"),
-            Self::NoDefault => write!(f, "no firmware is the default"),
-            Self::NotSound(slot) => write!(f, "slot {slot}, which would be started, is not sound"),
+            Self::StateLost => write!(f, "the durable state was lost, so starts cannot be counted"),
+            Self::Loader(why) => write!(f, "the boot loader's settings could not be used: {why}"),
+            Self::NoDefault => write!(f, "no firmware was the default"),
+            Self::NotSound(slot) => write!(f, "slot {slot}, which would have been started, was not sound"),
             Self::Spent(slot, count) => {
                 write!(f, "slot {slot} was started {count} times without a sign of health")
             }
