@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use slotd::domain::state::UpgradeOutcome;
 use sps_base::recovery::Report;
+use sps_base::slot::SlotId;
 use sps_images::Built;
 use sps_images::appliance::put_program;
 use system_tests::bus::{Appliance, Layout};
@@ -174,7 +175,7 @@ fn a_failed_trial_is_recorded_and_the_default_is_started_a_few_times() {
     environment::set(&appliance.path("grubenv"), environment::ONE_SHOT, "").unwrap();
     appliance.lose_boot_image("sps-slot-1.efi").unwrap();
     let report = recover(&mut appliance);
-    assert_eq!((report.starts, report.restarts.map(|slot| slot.get())), (1, Some(1)), "{report:?}");
+    assert_eq!((report.starts, report.restarts.map(SlotId::get)), (1, Some(1)), "{report:?}");
     let state = appliance.state().unwrap().unwrap();
     assert_eq!(state.last_upgrade.unwrap().outcome, UpgradeOutcome::Failed);
     assert!(appliance.path("esp/EFI/Linux/sps-slot-1.efi").exists(), "what can be mended is mended");
