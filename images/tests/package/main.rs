@@ -108,9 +108,11 @@ fn every_file_of_systemd_is_in_the_package() {
     }
     let (mut found, root) = (BTreeSet::new(), sources());
     files(&root.join("systemd"), &mut found);
-    // These are laid over the root and the initrd of the appliance as they are.
+    // These are laid over the root and the initrds of the appliance as they are.
     found.retain(|path| {
-        !["appliance", "initrd"].iter().any(|name| path.starts_with(root.join("systemd").join(name)))
+        !["appliance", "initrd", "recovery"]
+            .iter()
+            .any(|name| path.starts_with(root.join("systemd").join(name)))
     });
     let listed: BTreeSet<PathBuf> = FILES
         .iter()
