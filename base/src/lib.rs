@@ -10,5 +10,6 @@ pub mod dbus;
 pub mod durable;
 pub mod error;
 pub mod journal;
+pub mod recovery;
 pub mod service;
 pub mod slot;

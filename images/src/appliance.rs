@@ -12,14 +12,27 @@ use crate::package::{self, Programs};
 
 /// Names of our partitions.
 const UDEV_RULES: &str = "usr/lib/udev/rules.d/90-sps.rules";
+/// What every initrd takes from the root.
+const INITRD: [&str; 3] = ["usr/lib/sps/slotboot", "usr/lib/sps/slotd.toml", UDEV_RULES];
+/// What the recovery image takes from it besides.
+const RECOVERY: [&str; 6] = [
+    "usr/bin/spsctl",
+    "usr/lib/sps/slotd",
+    "usr/lib/sps/sps-recovery",
+    "usr/lib/systemd/system/slotd.service",
+    "usr/lib/sysusers.d/sps.conf",
+    "usr/share/dbus-1/system.d/org.spsagent.Slots1.conf",
+];
 
-/// What is laid over Debian's tree, and what goes into the initrd of its boot images.
+/// What is laid over Debian's tree, and what goes into the initrds of its boot images.
 #[derive(Clone, Debug)]
 pub struct Overlays {
     /// Over the root.
     pub root: PathBuf,
     /// Over the initrd of a slot.
     pub initrd: PathBuf,
+    /// Over the initrd of the recovery image.
+    pub recovery: PathBuf,
 }
 
 /// Where the parts of an appliance's firmware come from.
@@ -35,18 +48,26 @@ pub struct Parts<'a> {
 
 /// Lays out the overlays of an appliance in `work`, an existing directory.
 pub fn lay_out(parts: &Parts<'_>, work: &Path) -> anyhow::Result<Overlays> {
-    let (root, initrd) = (work.join("root-overlay"), work.join("initrd-overlay"));
+    let [root, initrd, recovery] =
+        ["root", "initrd", "recovery"].map(|name| work.join(format!("{name}-overlay")));
     package::lay_out(parts.sources, Some(parts.programs), &root)?;
     let systemd = parts.sources.join("systemd");
     copy(&systemd.join("appliance"), &root)?;
-    copy(&systemd.join("initrd"), &initrd)?;
-    for name in ["usr/lib/sps/mount-data", "usr/lib/sps/slotboot", "usr/lib/sps/slotd.toml", UDEV_RULES] {
-        put_as(&root.join(name), &initrd.join(name))?;
+    for overlay in [&initrd, &recovery] {
+        copy(&systemd.join("initrd"), overlay)?;
+        for name in INITRD {
+            put_as(&root.join(name), &overlay.join(name))?;
+        }
     }
-    for overlay in [&root, &initrd] {
+    put_as(&root.join("usr/lib/sps/mount-data"), &initrd.join("usr/lib/sps/mount-data"))?;
+    copy(&systemd.join("recovery"), &recovery)?;
+    for name in RECOVERY {
+        put_as(&root.join(name), &recovery.join(name))?;
+    }
+    for overlay in [&root, &initrd, &recovery] {
         copy(parts.keyring, &overlay.join("usr/lib/sps/keyring"))?;
     }
-    Ok(Overlays { root, initrd })
+    Ok(Overlays { root, initrd, recovery })
 }
 
 /// Copies a file; directories are made when they are missing.

@@ -196,7 +196,11 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
     let work = dirs.work()?;
     let parts = Parts { programs: &ours.programs, sources: &ours.sources, keyring: &keyring };
     let overlays = appliance::lay_out(&parts, work.path())?;
-    let source = Source::Debian { overlay: Some(overlays.root), initrd: Some(overlays.initrd) };
+    let source = Source::Debian {
+        overlay: Some(overlays.root),
+        initrd: Some(overlays.initrd),
+        recovery: Some(overlays.recovery),
+    };
     let built = build_firmware(&FirmwareSpec::new(&args.version, source), dirs, &pki, None)?;
     println!("{}: {} bytes", built.iso.display(), built.size);
     let out = args.out.clone();
@@ -210,7 +214,7 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
 fn spec(args: &FirmwareArgs) -> anyhow::Result<FirmwareSpec> {
     let source = match &args.source.tree {
         Some(tree) => Source::Tree(tree.clone()),
-        None => Source::Debian { overlay: args.overlay.clone(), initrd: None },
+        None => Source::Debian { overlay: args.overlay.clone(), initrd: None, recovery: None },
     };
     let mut spec = FirmwareSpec::new(&args.version, source);
     if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH") {

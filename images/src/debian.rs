@@ -62,6 +62,10 @@ const DRIVERS: &str = "ahci dm-mod dm-verity efivarfs ehci-pci erofs ext4 hid-ge
 /// What mount-data runs.
 const INITRD_PROGRAMS: &str = "mke2fs e2fsck /etc/mke2fs.conf";
 
+/// Dracut modules of the initrd of a slot, and of the recovery image, where slotd runs.
+const SLOT_MODULES: &str = "systemd systemd-veritysetup";
+const RECOVERY_MODULES: &str = "systemd dbus-broker";
+
 /// Dracut modules that the boot chain never uses.
 const OMIT: &str = "console-setup crypt fido2 hwdb i18n lunmask nvdimm overlay-root pkcs11 qemu resume \
     systemd-cryptsetup virtfs virtiofs";
@@ -360,14 +364,13 @@ fn kernel_release(tree: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// The initrd, made by `dracut` (20 s) and kept for this state of the tree.
-fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
+/// An initrd with these dracut modules, made by `dracut` (20 s) and kept for this state of the tree.
+fn initrd(dirs: &BuildDirs, tree: &Path, modules: &str) -> anyhow::Result<PathBuf> {
     let _lock = dirs.lock("initrd")?;
     let release = kernel_release(tree)?;
     let packages = fs::read_to_string(tree.join("var/lib/dpkg/status"))?;
-    let kept = dirs
-        .base()
-        .join(format!("initrd-{}.img", &key(&[&packages, &release, DRIVERS, OMIT, INITRD_PROGRAMS])[..16]));
+    let key = key(&[&packages, &release, DRIVERS, OMIT, INITRD_PROGRAMS, modules]);
+    let kept = dirs.base().join(format!("initrd-{}.img", &key[..16]));
     if kept.is_file() {
         return Ok(kept);
     }
@@ -376,7 +379,7 @@ fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
     tool(tree, work.path(), "dracut")?
         .env("SOURCE_DATE_EPOCH", EPOCH)
         .args(["--force", "--reproducible", "--no-hostonly", "--no-hostonly-cmdline", "--zstd"])
-        .args(["--add", "systemd systemd-veritysetup", "--omit", OMIT, "--drivers", DRIVERS])
+        .args(["--add", modules, "--omit", OMIT, "--drivers", DRIVERS])
         .args(["--install", INITRD_PROGRAMS])
         .args(["--kver", &release, "/mnt/initrd.img"])
         .run()
@@ -389,7 +392,7 @@ fn initrd(dirs: &BuildDirs, tree: &Path) -> anyhow::Result<PathBuf> {
 pub fn boot_files(dirs: &BuildDirs) -> anyhow::Result<(PathBuf, PathBuf)> {
     let tree = debian_tree(dirs)?;
     let kernel = tree.join("boot").join(format!("vmlinuz-{}", kernel_release(&tree)?));
-    Ok((kernel, initrd(dirs, &tree)?))
+    Ok((kernel, initrd(dirs, &tree, SLOT_MODULES)?))
 }
 
 /// Which root a unified kernel image starts.
@@ -401,23 +404,25 @@ pub(crate) enum Target<'a> {
     Recovery,
 }
 
-/// Packs a directory into an initrd of its own in `work`, to be laid over the one that dracut makes; its name there.
+/// Packs a directory into an initrd of its own, `work/over-initrd.img`, to be laid over the one that dracut makes.
 ///
 /// The kernel unpacks one archive after the other into the same file system (`Documentation/driver-api/early-userspace`).
-pub(crate) fn pack(directory: &Path, work: &Path) -> anyhow::Result<String> {
-    let laid_out = work.join("over-initrd");
+fn pack(directory: &Path, work: &Path) -> anyhow::Result<()> {
+    let (laid_out, image) = (work.join("over-initrd"), work.join("over-initrd.img"));
+    if laid_out.exists() {
+        fs::remove_dir_all(&laid_out)?;
+    }
     fs::create_dir(&laid_out)?;
     lay_over(directory, &laid_out)?;
-    let name = "over-initrd.img";
-    let script = r#"cd "$1"; find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --create --format=newc --reproducible | zstd --quiet -9 -o "$2""#;
+    let script = r#"cd "$1"; find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --create --format=newc --reproducible | zstd --quiet --force -9 -o "$2""#;
     let epoch = format!("find . -exec touch --no-dereference --date=@{EPOCH} {{}} +");
     Tool::new("sh", "dash")
         .args(["-euc", &format!("cd \"$1\"; {epoch}; {script}"), "sh"])
         .arg(&laid_out)
-        .arg(work.join(name))
+        .arg(image)
         .run()
         .context("the initrd's overlay could not be packed (packages cpio, zstd)")?;
-    Ok(name.to_owned())
+    Ok(())
 }
 
 /// Writes a unified kernel image to the file `name` of the directory `work`.
@@ -428,10 +433,12 @@ pub(crate) fn write_uki(
     name: &str,
     version: &str,
     target: Target<'_>,
-    over_initrd: Option<&str>,
+    over_initrd: Option<&Path>,
 ) -> anyhow::Result<()> {
     let release = kernel_release(tree)?;
-    fs::copy(initrd(dirs, tree)?, work.join("initrd.img"))?;
+    let modules = if matches!(target, Target::Recovery) { RECOVERY_MODULES } else { SLOT_MODULES };
+    fs::copy(initrd(dirs, tree, modules)?, work.join("initrd.img"))?;
+    over_initrd.map_or(Ok(()), |over| pack(over, work))?;
     let (cmdline, title) = match target {
         Target::Slot(hash, offset) => (
             format!(
@@ -440,7 +447,9 @@ pub(crate) fn write_uki(
             ),
             format!("SPS {version}"),
         ),
-        Target::Recovery => (format!("ro {CMDLINE}"), format!("SPS {version} recovery")),
+        Target::Recovery => {
+            (format!("rd.systemd.unit=sps-recovery.target ro {CMDLINE}"), format!("SPS {version} recovery"))
+        }
     };
     let os_release = format!("ID=sps\nNAME=SPS\nPRETTY_NAME=\"{title}\"\nVERSION_ID=\"{version}\"\n");
     fs::write(work.join("os-release"), os_release)?;
@@ -449,7 +458,7 @@ pub(crate) fn write_uki(
         .args(["build", "--linux"])
         .arg(format!("/boot/vmlinuz-{release}"))
         .args(["--initrd", "/mnt/initrd.img"])
-        .args(over_initrd.map(|name| format!("--initrd=/mnt/{name}")))
+        .args(over_initrd.map(|_| "--initrd=/mnt/over-initrd.img"))
         .args(["--os-release", "@/mnt/os-release"])
         .args(["--cmdline", &cmdline, "--uname", &release])
         .arg(format!("--output=/mnt/{name}"))

@@ -88,7 +88,7 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             fs::write(stage.join("files.ndjson.zst"), file_list(&image, tree)?)?;
             root
         }
-        Source::Debian { overlay, initrd } => {
+        Source::Debian { overlay, initrd, recovery } => {
             let tree = debian::debian_tree(dirs)?;
             let laid_out = work.join("root");
             debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
@@ -102,10 +102,12 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             let root = root::make_verity(&image, &verity, &spec.product)?;
             fs::write(stage.join("files.ndjson.zst"), file_list(&image, &laid_out)?)?;
             let hash = root.verity.root_hash.to_string();
-            let over_initrd = initrd.as_deref().map(|initrd| debian::pack(initrd, work)).transpose()?;
-            let targets = [("boot.efi", Target::Slot(&hash, root.size)), ("recovery.efi", Target::Recovery)];
-            for (name, target) in targets {
-                debian::write_uki(dirs, &tree, work, name, &spec.version, target, over_initrd.as_deref())?;
+            let images = [
+                ("boot.efi", Target::Slot(&hash, root.size), initrd),
+                ("recovery.efi", Target::Recovery, recovery),
+            ];
+            for (name, target, over) in images {
+                debian::write_uki(dirs, &tree, work, name, &spec.version, target, over.as_deref())?;
                 fs::rename(work.join(name), stage.join(name))?;
             }
             root

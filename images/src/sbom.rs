@@ -55,13 +55,13 @@ pub struct Contents<'a> {
     pub crates: &'a [Crate],
 }
 
-/// What slotd and spsctl are linked from for this target: `cargo tree` resolves it as a build does, `Cargo.lock` has the
+/// What slotd, spsctl and the recovery console are linked from for this target: `cargo tree` resolves it as a build does, `Cargo.lock` has the
 /// sums. Procedural macros and what only builds is not in the programs.
 pub fn crates(sources: &Path) -> anyhow::Result<Vec<Crate>> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let said = Tool::new(&cargo, "cargo")
         .inherit_env()
-        .args(["tree", "--locked", "--package", "slotd", "--package", "spsctl"])
+        .args(["tree", "--locked", "--package", "recovery", "--package", "slotd", "--package", "spsctl"])
         .args(["--edges", "normal,no-proc-macro", "--target", "x86_64-unknown-linux-gnu"])
         .args(["--prefix", "none", "--format", "{p}|{l}", "--manifest-path"])
         .arg(sources.join("Cargo.toml"))

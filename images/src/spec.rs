@@ -52,8 +52,10 @@ pub enum Source {
     Debian {
         /// Laid over the tree.
         overlay: Option<PathBuf>,
-        /// Laid over the initrd of its boot images.
+        /// Laid over the initrd of a slot.
         initrd: Option<PathBuf>,
+        /// Laid over the initrd of the recovery image.
+        recovery: Option<PathBuf>,
     },
     /// Any tree as it is, not bootable.
     Tree(PathBuf),

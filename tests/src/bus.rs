@@ -157,7 +157,8 @@ fn build_programs() -> anyhow::Result<PathBuf> {
             &directory.join("static"),
         )?;
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--locked", "--package", "slotd", "--package", "spsctl", "--bins"]);
+        build.args(["build", "--quiet", "--locked", "--bins"]);
+        build.args(["--package", "recovery", "--package", "slotd", "--package", "spsctl"]);
         build.args(release.then_some("--release"));
         let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().context("cargo build")?;
         ensure!(status.success(), "cargo build of the programs under test: {status}");

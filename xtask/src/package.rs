@@ -63,6 +63,8 @@ pub(crate) fn programs() -> Result<Programs> {
         "--profile",
         PROFILE,
         "--package",
+        "recovery",
+        "--package",
         "slotd",
         "--package",
         "spsctl",

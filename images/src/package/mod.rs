@@ -59,6 +59,7 @@ pub const FILES: &[Item] = &[
     item("usr/lib/sps/slotd", Origin::Program("slotd")),
     item("usr/lib/sps/slotboot", Origin::Program("slotboot")),
     item("usr/lib/sps/sps-health", Origin::Program("sps-health")),
+    item("usr/lib/sps/sps-recovery", Origin::Program("sps-recovery")),
     item("usr/lib/sps/upgrade-check", Origin::Program("upgrade-check")),
     item("usr/lib/sps/keyring", Origin::Directory),
     item("usr/lib/sps/slotd.toml", Origin::Source("systemd/slotd.toml")),
@@ -120,7 +121,7 @@ const CONFIGURATION: &str = "/etc/sps/slotd.toml\n";
 /// The programs that go into the package.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Programs {
-    /// Directory with `mount-data`, `slotd`, `sps-health`, `spsctl` and `upgrade-check`.
+    /// Directory with `mount-data`, `slotd`, `sps-health`, `sps-recovery`, `spsctl` and `upgrade-check`.
     pub directory: PathBuf,
     /// `slotboot` for the initrd: one static file.
     pub slotboot: PathBuf,

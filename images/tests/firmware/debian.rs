@@ -20,7 +20,8 @@ fn two_builds_of_the_debian_tree_are_the_same_bits() {
     fs::create_dir_all(overlay.join("usr/lib/sps")).unwrap();
     fs::write(overlay.join("usr/lib/sps/extra"), "laid over\n").unwrap();
     fs::write(overlay.join("usr/lib/sps/slotd"), "stands for slotd\n").unwrap();
-    let mut spec = FirmwareSpec::new("8.0.1", Source::Debian { overlay: Some(overlay), initrd: None });
+    let mut spec =
+        FirmwareSpec::new("8.0.1", Source::Debian { overlay: Some(overlay), initrd: None, recovery: None });
     let (one, two) = (scratch.path().join("1.iso"), scratch.path().join("2.iso"));
     let built = build_firmware(&spec, &dirs, &sample::pki(), Some(&one)).unwrap();
     build_firmware(&spec, &dirs, &sample::pki(), Some(&two)).unwrap();

@@ -22,7 +22,7 @@ fn sources() -> PathBuf {
 /// prints something.
 fn stand_ins(directory: &Path) -> Programs {
     fs::create_dir_all(directory).unwrap();
-    for name in ["mount-data", "slotd", "sps-health", "upgrade-check", "slotboot"] {
+    for name in ["mount-data", "slotd", "sps-health", "sps-recovery", "upgrade-check", "slotboot"] {
         fs::copy("/bin/true", directory.join(name)).unwrap();
     }
     fs::copy("/bin/echo", directory.join("spsctl")).unwrap();
@@ -108,9 +108,11 @@ fn every_file_of_systemd_is_in_the_package() {
     }
     let (mut found, root) = (BTreeSet::new(), sources());
     files(&root.join("systemd"), &mut found);
-    // These are laid over the root and the initrd of the appliance as they are.
+    // These are laid over the root and the initrds of the appliance as they are.
     found.retain(|path| {
-        !["appliance", "initrd"].iter().any(|name| path.starts_with(root.join("systemd").join(name)))
+        !["appliance", "initrd", "recovery"]
+            .iter()
+            .any(|name| path.starts_with(root.join("systemd").join(name)))
     });
     let listed: BTreeSet<PathBuf> = FILES
         .iter()

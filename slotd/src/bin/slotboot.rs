@@ -1,5 +1,6 @@
 //! slotboot runs in the initrd, before the root is opened: it finds the slot of the root hash that was booted, counts this
-//! start, and chooses another firmware when there were too many without a sign of health.
+//! start, and chooses another firmware when there were too many without a sign of health. In the initrd of the recovery
+//! image it puts in order what can be, and says whether a firmware is started again.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,6 +15,7 @@ use slotd::domain::generation;
 use slotd::initrd::boot_disk;
 use slotd::settings::{Settings, read_named_settings};
 use slotd::store::{Assembly, Environment, Start, Store};
+use sps_base::recovery::{self, Report};
 use sps_base::service;
 use sps_base::slot::SlotId;
 
@@ -26,7 +28,7 @@ const START_AGAIN: u8 = 10;
 
 /// Finds the slot of the booted root hash, counts this start, and falls back at the limit.
 ///
-/// Exit codes: 0 the root may be opened; 1 there is no root to open now, start again; 10 another firmware was chosen: reboot.
+/// Exit codes: 0 the root may be opened, or recovery has its report; 1 there is no root to open now, start again; 10 another firmware was chosen: reboot.
 #[derive(Debug, Parser)]
 #[command(name = "slotboot", version)]
 struct Arguments {
@@ -46,9 +48,11 @@ struct Arguments {
     run: PathBuf,
 }
 
-/// Something that udev asks.
+/// Something else than the start of a slot.
 #[derive(Debug, Subcommand)]
 enum Question {
+    /// Puts slots and selection in order, counts this start of the recovery image, and leaves in recovery.json what follows.
+    Recovery,
     /// Succeeds when a partition lies on the disk that the boot loader came from, or when the loader does not say.
     OnBootDisk {
         /// Its kernel name, such as sda1.
@@ -66,12 +70,13 @@ fn main() -> ExitCode {
     match &arguments.question {
         Some(Question::OnBootDisk { name }) => return on_boot_disk(name),
         Some(Question::IsRoot { node }) => return is_root(node, &arguments.run.join(LINK)),
-        None => {}
+        Some(Question::Recovery) | None => {}
     }
     if let Err(error) = service::start_log("info") {
         eprintln!("slotboot: {:#}", anyhow::Error::from(error));
     }
-    match run(&arguments) {
+    let done = if arguments.question.is_some() { recover(&arguments) } else { run(&arguments) };
+    match done {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -104,15 +109,34 @@ fn is_root(node: &Path, link: &Path) -> ExitCode {
     if is_root { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// A start that nothing counts or puts in order must still be seen by somebody: whatever fails is in the report.
+fn recover(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let decided = settled(arguments);
+    let report = match &decided {
+        Ok(report) => report.clone(),
+        Err(error) => Report { why: format!("{error:#}"), ..Report::default() },
+    };
+    put(&arguments.run.join(recovery::FILE), &serde_json::to_vec(&report)?)?;
+    decided.map(|_| ExitCode::SUCCESS)
+}
+
+fn settled(arguments: &Arguments) -> anyhow::Result<Report> {
+    let settings = read_named_settings(&arguments.config)?;
+    let store = Store::open(&settings, environment(arguments)?);
+    let mut report = store.count_recovery().map_err(anyhow::Error::msg)?;
+    report.warnings = store.summary().warnings;
+    Ok(report)
+}
+
+fn environment(arguments: &Arguments) -> anyhow::Result<Environment> {
+    let cmdline = fs::read_to_string(&arguments.cmdline)
+        .with_context(|| format!("cannot read the command line {}", arguments.cmdline.display()))?;
+    Ok(Environment { cmdline, now: unix_now, hardware: String::new() })
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let settings = read_named_settings(&arguments.config)?;
-    let environment = Environment {
-        cmdline: fs::read_to_string(&arguments.cmdline)
-            .with_context(|| format!("cannot read the command line {}", arguments.cmdline.display()))?,
-        now: unix_now,
-        hardware: String::new(),
-    };
-    let store = Store::look(Assembly::from_settings(&settings, environment));
+    let store = Store::look(Assembly::from_settings(&settings, environment(arguments)?));
     let summary = store.summary();
     for warning in &summary.warnings {
         tracing::warn!("{warning}");

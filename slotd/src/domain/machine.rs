@@ -17,14 +17,18 @@ use super::state::{
 
 mod facts;
 mod initrd;
+mod recovery;
 mod refusal;
 
+pub use recovery::Stays;
 pub use refusal::Refusal;
 
 /// Starts of a trial that are allowed without a confirmation.
 pub const TRIAL_LIMIT: u32 = 1;
 /// Starts of any other firmware that are allowed without a sign of health.
 pub const DEFAULT_LIMIT: u32 = 3;
+/// Starts of recovery, without a sign of health between them, that end by themselves where a firmware can be started.
+pub const RECOVERY_LIMIT: u32 = 3;
 
 /// What is known of the firmware in a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +135,11 @@ pub enum Event {
         /// When.
         at: u64,
     },
+    /// The recovery image runs, and what a cut has left is in order.
+    Recovery {
+        /// The loader was told to start it: by an operator, or at the limit of starts.
+        told: bool,
+    },
 }
 
 /// A root that is in no slot.
@@ -166,7 +175,7 @@ pub enum Effect {
     SetDefault(Entry),
     /// ESP: the recovery image of this slot replaces an older one.
     RefreshRecovery(SlotId),
-    /// This start ends here; the next one is another's. Only in the initrd.
+    /// This start ends here; the next one is another's. Only in an initrd, recovery's among them.
     StartAgain,
 }
 
@@ -257,6 +266,7 @@ fn confirm(state: &mut State, slot: SlotId, firmware: &Firmware, at: u64) {
     };
     state.confirmed = Some(Confirmed { slot, root_hash, at, before, unknown: BTreeMap::new() });
     state.boots.remove(&slot);
+    state.boots.remove(&SlotId::RECOVERY);
     state.refused.retain(|refused| refused.root_hash != root_hash);
     state.epoch_floor = state.epoch_floor.max(firmware.epoch);
     state.time_floor = state.time_floor.max(firmware.built);
@@ -314,6 +324,7 @@ impl Machine {
             Event::Start { at } => Ok(self.start(*at)),
             Event::Initrd { at } => Ok(self.initrd(*at)),
             Event::RootLost { root, at } => Ok(self.root_lost(root, *at)),
+            Event::Recovery { told } => Ok(self.recovery(*told)),
         }
     }
 
@@ -440,7 +451,8 @@ impl Machine {
         }
         // The default, or one that somebody picked by hand, which stays what it is.
         let healed = self.heal_loader().filter(|_| unreadable);
-        let counted = (self.boots(slot) > 0).then_some(Effect::Write(Change::ResetBoots(slot)));
+        let counted = [slot, SlotId::RECOVERY].into_iter().filter(|counted| self.boots(*counted) > 0);
+        let counted = counted.map(|counted| Effect::Write(Change::ResetBoots(counted)));
         Ok(healed.into_iter().chain(counted).collect())
     }
 

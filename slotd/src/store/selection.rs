@@ -6,6 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use sps_base::error::ErrorKind;
 use sps_base::journal;
+use sps_base::recovery::Report;
 use sps_base::slot::SlotId;
 use tracing::{error, info, warn};
 
@@ -160,6 +161,22 @@ impl Store {
         let decided = self.decide(&Event::RootLost { root, at: (self.now)() })?;
         self.carry_out_in_initrd(&decided)?;
         Ok(decided.contains(&Effect::StartAgain))
+    }
+
+    /// Counts this start of the recovery image, and says whether it restarts by itself. For a store that has put in order
+    /// what a cut has left.
+    pub fn count_recovery(&self) -> Result<Report, Failure> {
+        let _turn = self.turn();
+        let told = self.loader().ok().and_then(Loader::started) == Some(Entry::Recovery);
+        let decided = self.decide(&Event::Recovery { told })?;
+        let follows = self.machine().recovery_goes_on(told);
+        self.carry_out(&decided)?;
+        Ok(Report {
+            starts: self.machine().starts_of_recovery(),
+            restarts: follows.as_ref().ok().copied(),
+            why: follows.err().map(|stays| stays.to_string()).unwrap_or_default(),
+            warnings: Vec::new(),
+        })
     }
 
     fn carry_out_in_initrd(&self, decided: &[Effect]) -> Result<(), StoreError> {

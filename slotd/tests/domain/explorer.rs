@@ -233,6 +233,7 @@ fn slot_cuts(world: &World, slot: SlotId, steps: &[Step], action: Action, new: O
 
 /// From switched off to a running slotd (or off again): loader, initrd, slotd's start, cut anywhere.
 fn start(world: &World, forgets: bool) -> Vec<World> {
+    let told = world.loader.one_shot.as_ref().or(world.loader.default.as_ref()) == Some(&Entry::Recovery);
     let mut on = world.clone();
     on.power_on(forgets);
     let mut all = Vec::new();
@@ -254,7 +255,14 @@ fn start(world: &World, forgets: bool) -> Vec<World> {
         // A cut while slots are put in order is covered by the cuts of what left them so.
         settle_slots(&mut up);
         let (_, effects) = step(&up.machine(), &Event::Start { at: 0 }).unwrap();
-        all.extend(cuts(&up, &effects));
+        let mut ends = cuts(&up, &effects);
+        if up.power == Power::Recovery {
+            // What slotd puts in order there, slotboot has before it counts.
+            let settled = ends.pop().unwrap();
+            let (_, effects) = step(&settled.machine(), &Event::Recovery { told }).unwrap();
+            ends.extend(cuts(&settled, &effects));
+        }
+        all.extend(ends);
     }
     all
 }
@@ -376,6 +384,8 @@ fn key(world: &World) -> Vec<u8> {
         refused.reason = String::new();
     }
     state.refused.sort_by_key(|refused| refused.root_hash);
+    // It decides whether recovery restarts by itself or waits for somebody who does: either way the world is then off.
+    state.boots.remove(&SlotId::RECOVERY);
     let mut key = state.render();
     key.extend(format!("{:?}{:?}{:?}{:?}", world.slots, world.images, world.loader, world.power).bytes());
     key

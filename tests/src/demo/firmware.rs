@@ -70,7 +70,7 @@ impl Shelf {
         put_program(&refusing, "upgrade-checks.d/20-disk-layout", REFUSING_CHECK)?;
         put_program(&ill, "health-checks.d/20-network", ILL_CHECK)?;
         let build = |version: &str, overlay: &Path| {
-            let source = Source::Debian { overlay: Some(overlay.to_owned()), initrd: None };
+            let source = Source::Debian { overlay: Some(overlay.to_owned()), initrd: None, recovery: None };
             let mut spec = FirmwareSpec::new(version, source);
             spec.security_epoch = EPOCH;
             spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];

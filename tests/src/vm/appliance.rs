@@ -65,7 +65,8 @@ impl Builder {
         fs::write(units.join("test-shell.service"), SHELL)?;
         symlink("../test-shell.service", units.join("multi-user.target.wants/test-shell.service"))?;
         change(&overlays)?;
-        let source = Source::Debian { overlay: Some(overlays.root), initrd: Some(overlays.initrd) };
+        let appliance::Overlays { root, initrd, recovery } = overlays;
+        let source = Source::Debian { overlay: Some(root), initrd: Some(initrd), recovery: Some(recovery) };
         let mut spec = FirmwareSpec::new(version, source);
         spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
         let built =

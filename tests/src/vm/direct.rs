@@ -48,7 +48,8 @@ pub fn firmware(version: &str, keyring: &Path, work: &Path, script: &str) -> any
     fs::write(overlay::place(&overlay, "/efi")?.join(".keep"), "")?;
     overlay::put_program(&overlay, SCRIPT, script)?;
     fs::write(overlay::place(&overlay, "/usr/lib/systemd/system")?.join("in-the-machine.service"), UNIT)?;
-    let mut spec = FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay), initrd: None });
+    let mut spec =
+        FirmwareSpec::new(version, Source::Debian { overlay: Some(overlay), initrd: None, recovery: None });
     spec.compress = false;
     Ok(spec)
 }

@@ -46,12 +46,14 @@ impl Scenario {
 pub const ALL: &[Scenario] = &[
     scenario("1", "upgrade, trial, confirmation", true, |stage, _| upgrade(stage)),
     scenario("2", "a health check fails", true, |stage, _| ill(stage)),
+    scenario("3", "the loader cannot start what was selected", true, |stage, _| garbage_image(stage)),
     scenario("4", "the root is not the one that the hash names", false, |stage, _| wrong_root(stage)),
     scenario("5", "panic in the initrd", false, |stage, _| comes_back(stage, "initrd-panic")),
     scenario("6a", "hang in the initrd", false, |stage, _| comes_back(stage, "initrd-hang")),
     scenario("6b", "hang after the root switch", false, |stage, _| comes_back(stage, "root-hang")),
     scenario("7", "a flipped byte in the running root", false, |stage, _| rotten_root(stage)),
     scenario("8", "the default slot's boot image is gone", false, |stage, _| default_gone(stage)),
+    scenario("9", "both slots broken, and an install from a stick", false, |stage, _| both_broken(stage)),
     scenario("10a", "loader variables lost", false, |stage, _| variables_lost(stage)),
     scenario("10b", "loader variables full", false, |stage, _| variables_full(stage)),
     scenario("11", "the ESP is emptied but for the loader", false, |stage, _| esp_emptied(stage)),
@@ -144,6 +146,52 @@ fn back_on_one(machine: &mut Machine) -> anyhow::Result<()> {
     machine.login()?;
     let all = settled_in(machine, 1)?;
     outcome(&all, "failed").map(drop)
+}
+
+/// What the page of recovery begins with.
+const PAGE: &str = "=== SPS recovery: no firmware runs ===";
+
+fn garbage_image(stage: &Stage) -> anyhow::Result<()> {
+    let (_hardware, mut machine) = stage.resume(Kept::Selected, "none")?;
+    machine.must("truncate --size 100000 /efi/EFI/Linux/sps-slot-2.efi; sync")?;
+    machine.begin("systemctl reboot")?;
+    // The UEFI firmware's order: the loader, which returns, then recovery.
+    machine.wait(&[PAGE], BOOT)?;
+    machine.wait(&["Slot 1 (8.0.1) is sound and is started again in 15 s"], BOOT)?;
+    machine.login()?;
+    let all = settled_in(&mut machine, 1)?;
+    outcome(&all, "failed")?;
+    let kept = machine.must("spsctl state show")?;
+    ensure!(!kept.contains("\"boots\""), "starts are still counted: {kept}");
+    Ok(())
+}
+
+fn both_broken(stage: &Stage) -> anyhow::Result<()> {
+    let (_hardware, mut machine) = stage.resume(Kept::Upgraded, "none")?;
+    for slot in [1, 2] {
+        // Head and trailer.
+        let device = format!("/dev/sps/slot-{slot}");
+        let size: u64 = machine.must(&format!("blockdev --getsize64 {device}"))?.trim().parse()?;
+        zero(&mut machine, &device, 0, 1 << 20)?;
+        zero(&mut machine, &device, size - (1 << 20), 1 << 20)?;
+    }
+    machine.reset()?;
+    machine.wait(&[PAGE], 2 * BOOT)?;
+    machine.wait(&["Slot 1: not sound: "], BOOT)?;
+    machine.wait(&["Slot 2: not sound: "], BOOT)?;
+    let answers = [("Choice: ", "3"), ("Medium: ", "1"), ("chooses): ", "1"), ("Press Enter. ", "")];
+    for (question, answer) in answers {
+        machine.wait(&[question], BOOT)?;
+        machine.type_in(&format!("{answer}\r"))?;
+    }
+    machine.wait(&["Slot 1: 8.0.2, sound"], BOOT)?;
+    for (question, answer) in [("Choice: ", "2"), ("Slot: ", "1")] {
+        machine.wait(&[question], BOOT)?;
+        machine.type_in(&format!("{answer}\r"))?;
+    }
+    machine.login()?;
+    let all = settled_in(&mut machine, 1)?;
+    outcome(&all, "confirmed").map(drop)
 }
 
 fn wrong_root(stage: &Stage) -> anyhow::Result<()> {

@@ -93,7 +93,7 @@ impl Stage {
 
     fn builder(&self) -> anyhow::Result<&Builder> {
         if self.builder.get().is_none() {
-            let dirs = BuildDirs::new(self.dirs.base().to_owned())?;
+            let dirs = BuildDirs::new(self.dirs.base())?;
             let _ = self.builder.set(Builder::new(dirs, &self.directory)?);
         }
         self.builder.get().context("a builder was set")
@@ -104,7 +104,7 @@ impl Stage {
         let version = VERSIONS.get(number - 1).context("there are two firmwares")?;
         let iso = self.directory.join(format!("{version}.iso"));
         if !iso.exists() {
-            self.made(&format!("firmware {version}"), || {
+            made(&format!("firmware {version}"), || {
                 let change = |overlays: &Overlays| if number == 2 { misbehave(overlays) } else { Ok(()) };
                 let built = self.builder()?.firmware(version, change)?;
                 if number == 1 {
@@ -140,23 +140,26 @@ impl Stage {
                 let hardware = Hardware::new(&self.disk()?)?;
                 let stick = self.firmware(2)?;
                 let mut machine = hardware.power_on(&Options { media: &[&stick], mishap: Some("none") })?;
-                self.made("the first start", || {
+                made("the first start", || {
                     machine.login()?;
                     settled_in(&mut machine, 1)?;
                     let failed = machine.must("systemctl --failed --no-legend --plain")?;
                     ensure!(failed.is_empty(), "failed units after the first start: {failed}");
+                    let all = settled(&mut machine)?;
+                    ensure!(all["status"]["taint_count"] == 0, "a clean start left a taint record: {all:#}");
+                    ensure!(all["slots"][0]["state"] == "verified", "the recovery image: {all:#}");
                     Ok(())
                 })?;
                 (hardware, machine)
             }
             Kept::Selected => {
                 let (hardware, mut machine) = self.resume(Kept::Running, "none")?;
-                self.made("the second firmware installed and selected", || select(&mut machine))?;
+                made("the second firmware installed and selected", || select(&mut machine))?;
                 (hardware, machine)
             }
             Kept::Upgraded => {
                 let (hardware, mut machine) = self.resume(Kept::Selected, "none")?;
-                self.made("the second firmware confirmed", || {
+                made("the second firmware confirmed", || {
                     reboot(&mut machine)?;
                     settled_in(&mut machine, 2).map(drop)
                 })?;
@@ -166,13 +169,13 @@ impl Stage {
         machine.keep(&hardware, &directory)?;
         Ok(directory)
     }
+}
 
-    fn made(&self, what: &str, make: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let begin = Instant::now();
-        make().with_context(|| what.to_owned())?;
-        eprintln!("vm: {what}: {:.0} s", begin.elapsed().as_secs_f64());
-        Ok(())
-    }
+fn made(what: &str, make: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    make().with_context(|| what.to_owned())?;
+    eprintln!("vm: {what}: {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// Lets the second firmware do what it is told.

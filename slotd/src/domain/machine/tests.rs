@@ -286,6 +286,63 @@ fn a_sign_of_health_sets_the_count_back() {
     assert!(healthy.state.unwrap().boots.is_empty());
 }
 
+/// What recovery does: its effects, and the slot that it goes on to or why it stays.
+fn recovered(machine: &Machine, told: bool) -> (Vec<Effect>, Result<SlotId, Stays>) {
+    let machine = Machine { booted: None, ..machine.clone() };
+    let settled = after(&machine, &Event::Start { at: 9 });
+    (step(&settled, &Event::Recovery { told }).unwrap().1, settled.recovery_goes_on(told))
+}
+
+#[test]
+fn recovery_goes_on_where_a_firmware_can_be_started() {
+    let counted = Effect::Write(Change::CountBoot(SlotId::RECOVERY));
+    let both = [counted.clone(), Effect::StartAgain];
+    // The loader could not start the trial: the one-shot entry is gone.
+    let mut dead = after(&machine(), &activate(2));
+    dead.apply(&Effect::SetOneShot(None));
+    assert_eq!(recovered(&dead, false), (both.to_vec(), Ok(id(1))));
+    let settled = after(&Machine { booted: None, ..dead }, &Event::Start { at: 9 }).state.unwrap();
+    assert_eq!(settled.last_upgrade.unwrap().outcome, UpgradeOutcome::Failed);
+    // What was selected and not started yet is started.
+    assert_eq!(recovered(&after(&machine(), &activate(2)), false), (both.to_vec(), Ok(id(2))));
+    let mut bad = machine();
+    bad.slots.insert(id(1), Holds::Bad);
+    let mut spent = machine();
+    spent.state.as_mut().unwrap().boots.insert(id(1), DEFAULT_LIMIT);
+    let mut nowhere = machine();
+    nowhere.state.as_mut().unwrap().confirmed = None;
+    nowhere.loader = LoaderFound::Set(Selection::default());
+    let none = Machine { loader: LoaderFound::None, ..machine() };
+    for (machine, told, stays) in [
+        (&machine(), true, Stays::Told),
+        (&bad, false, Stays::NotSound(id(1))),
+        (&spent, false, Stays::Spent(id(1), 3)),
+        (&nowhere, false, Stays::NoDefault),
+        (&none, false, Stays::NoDefault),
+    ] {
+        assert_eq!(recovered(machine, told), (vec![counted.clone()], Err(stays)));
+    }
+    let lost = Machine { state: None, ..machine() };
+    assert_eq!(recovered(&lost, false), (Vec::new(), Err(Stays::StateLost)));
+}
+
+#[test]
+fn recovery_restarts_a_few_times_and_health_sets_that_back() {
+    let mut now = Machine { booted: None, ..machine() };
+    for _ in 0..RECOVERY_LIMIT {
+        let (next, effects) = step(&now, &Event::Recovery { told: false }).unwrap();
+        assert_eq!(effects.last(), Some(&Effect::StartAgain));
+        now = next;
+    }
+    assert_eq!(recovered(&now, false), (Vec::new(), Err(Stays::TooOften)));
+    let (healthy, effects) = step(&started(&now), &Event::Confirm { at: 9 }).unwrap();
+    assert_eq!(steps(&effects), [SelectStep::ResetBoots, SelectStep::ResetBoots]);
+    assert!(healthy.state.unwrap().boots.is_empty());
+    let mut trial = trial();
+    trial.state.as_mut().unwrap().boots.insert(SlotId::RECOVERY, 2);
+    assert!(after(&trial, &Event::Confirm { at: 9 }).state.unwrap().boots.is_empty());
+}
+
 #[test]
 fn a_start_by_hand_is_no_trial() {
     let mut by_hand = machine();
