@@ -245,7 +245,7 @@ mod tests {
             let path = modules.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "driver").unwrap();
-            dep += &format!("{file}: {needs}\n");
+            dep.extend([file, ": ", needs, "\n"]);
         };
         add("kernel/fs/lib-crc.ko", "");
         add("kernel/fs/disk-driver.ko", "kernel/fs/lib-crc.ko");
