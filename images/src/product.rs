@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 /// Packages that the product runs. What they depend on, and what Debian calls essential, comes with them.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 11] = [
     "dbus-broker",
     "iproute2",
     "kmod",
     "openssh-server",
     "polkitd",
     "systemd",
+    // slotd takes the ESP's boot loader from the root that it confirmed.
+    "systemd-boot-efi",
     "systemd-cryptsetup",
     "systemd-sysv",
     "udev",

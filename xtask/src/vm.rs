@@ -16,7 +16,8 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
 
 /// Builds it, and what it puts into the firmware.
 pub(crate) fn build() -> Result<()> {
-    let packages = ["--package", "slotd", "--package", "spsctl", "--package", "system-tests"];
+    let packages =
+        ["recovery", "slotd", "spsctl", "system-tests"].map(|package| format!("--package={package}"));
     process::run(process::cargo().args(["build", "--release", "--locked", "--bins"]).args(packages))
 }
 

@@ -385,11 +385,11 @@ fn sound(machine: &mut Machine) -> anyhow::Result<Value> {
 }
 
 fn refused(stage: &Stage) -> anyhow::Result<()> {
-    let (_hardware, mut machine) = stage.resume(Kept::Selected, "refused")?;
-    machine.must("spsctl deactivate 2")?;
-    // What the chassis says is read at power-on: the firmware's tables are in memory.
-    reboot(&mut machine)?;
+    let hardware = stage.switched_off(Kept::Running)?;
+    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(3)?], mishap: None })?;
+    machine.login()?;
     settled_in(&mut machine, 1)?;
+    machine.must("spsctl install - </dev/vdb")?;
     let tested = machine.run("spsctl test 2")?;
     ensure!(tested.code != 0, "the test passed: {}", tested.output);
     ensure!(tested.output.contains(REFUSAL), "the message is not shown: {}", tested.output);

@@ -25,8 +25,8 @@ const MISHAP: &str = "/sys/class/dmi/id/chassis_asset_tag";
 pub const ILLNESS: &str = "no address on nic1";
 /// What the operator must be shown of a firmware whose own check refuses the upgrade.
 pub const REFUSAL: &str = "this machine has no nic2; add one, then test again";
-/// Versions of the two firmwares.
-const VERSIONS: [&str; 2] = ["8.0.1", "8.0.2"];
+/// Versions of the firmwares: one that is well, one that does what it is told, one whose own check refuses.
+const VERSIONS: [&str; 3] = ["8.0.1", "8.0.2", "8.0.3"];
 
 /// Ends or freezes the machine. Freezing: systemd does so when it crashes, and nobody tells the watchdog that all is well.
 const MISHAP_PROGRAM: &str = r#"#!/bin/sh
@@ -101,11 +101,19 @@ impl Stage {
 
     /// The firmware ISO of version 8.0.`number`.
     pub fn firmware(&self, number: usize) -> anyhow::Result<PathBuf> {
-        let version = VERSIONS.get(number - 1).context("there are two firmwares")?;
+        let version = VERSIONS.get(number - 1).context("there are three firmwares")?;
         let iso = self.directory.join(format!("{version}.iso"));
         if !iso.exists() {
             made(&format!("firmware {version}"), || {
-                let change = |overlays: &Overlays| if number == 2 { misbehave(overlays) } else { Ok(()) };
+                let change = |overlays: &Overlays| match number {
+                    2 => misbehave(overlays),
+                    3 => put_program(
+                        &overlays.root,
+                        "/usr/lib/sps/upgrade-checks.d/20-network",
+                        &format!("#!/bin/sh\necho '{REFUSAL}'\nexit 1\n"),
+                    ),
+                    _ => Ok(()),
+                };
                 let built = self.builder()?.firmware(version, change)?;
                 if number == 1 {
                     self.builder()?.disk(&built)?;
@@ -120,6 +128,11 @@ impl Stage {
     pub fn disk(&self) -> anyhow::Result<PathBuf> {
         self.firmware(1)?;
         Ok(self.directory.join(format!("{}.img", VERSIONS[0])))
+    }
+
+    /// The machine that [`Stage::resume`] gives, switched off.
+    pub fn switched_off(&self, kept: Kept) -> anyhow::Result<Hardware> {
+        Hardware::kept(&self.kept(kept)?)
     }
 
     /// A machine in the state that is asked for, running.
@@ -196,13 +209,10 @@ fn misbehave(overlays: &Overlays) -> anyhow::Result<()> {
         fs::write(system.join("test-mishap.service"), unit)?;
         std::os::unix::fs::symlink("../test-mishap.service", wants.join("test-mishap.service"))?;
     }
-    let check = |mishap: &str, says: &str| {
-        format!(
-            "#!/bin/sh\nread -r mishap <{MISHAP}\n[ \"$mishap\" = {mishap} ] || exit 0\necho '{says}'\nexit 1\n"
-        )
-    };
-    put_program(&overlays.root, "/usr/lib/sps/health-checks.d/20-network", &check("ill", ILLNESS))?;
-    put_program(&overlays.root, "/usr/lib/sps/upgrade-checks.d/20-network", &check("refused", REFUSAL))
+    let check = format!(
+        "#!/bin/sh\nread -r mishap <{MISHAP}\n[ \"$mishap\" = ill ] || exit 0\necho '{ILLNESS}'\nexit 1\n"
+    );
+    put_program(&overlays.root, "/usr/lib/sps/health-checks.d/20-network", &check)
 }
 
 /// A name for everything that the firmwares and disks are made from.
