@@ -1,5 +1,6 @@
 //! An appliance in QEMU: UEFI firmware, its disk, a console, and a shell for the test.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -173,6 +174,31 @@ pub struct Machine {
     started: Instant,
 }
 
+/// Where the time of a start goes, from power-on to the login prompt.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// All of it.
+    pub login: Duration,
+    firmware: Duration,
+    kernel: Duration,
+    initrd: Duration,
+    user_space: Duration,
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { login, firmware, kernel, initrd, user_space } = self;
+        let loader = login.saturating_sub(*firmware + *kernel + *initrd + *user_space);
+        let seconds = [login, firmware, &loader, kernel, initrd, user_space].map(Duration::as_secs_f64);
+        let [login, firmware, loader, kernel, initrd, user_space] = seconds;
+        write!(
+            f,
+            "{login:.1} s to the login prompt: firmware {firmware:.1}, loader {loader:.1}, kernel {kernel:.1}, initrd \
+             {initrd:.1}, user space {user_space:.1}"
+        )
+    }
+}
+
 /// How a command in the machine ended.
 #[derive(Clone, Debug)]
 pub struct Ran {
@@ -197,6 +223,32 @@ impl Machine {
     pub fn login(&mut self) -> anyhow::Result<Duration> {
         self.console.wait(&[" login: "], BOOT)?;
         Ok(self.started.elapsed())
+    }
+
+    /// The first start, timed: waits for the login prompt.
+    pub fn timed_login(&mut self) -> anyhow::Result<Times> {
+        self.restarted()?;
+        let firmware = self.started.elapsed();
+        let login = self.login()?;
+        // Microseconds since the kernel began (org.freedesktop.systemd1(5)).
+        let said = self.must(
+            "systemctl show -p InitRDTimestampMonotonic -p UserspaceTimestampMonotonic; \
+             systemctl show -p ActiveEnterTimestampMonotonic serial-getty@ttyS0.service",
+        )?;
+        let point = |name: &str| {
+            let line =
+                said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("TimestampMonotonic="));
+            line.and_then(|value| value.parse::<u64>().ok()).with_context(|| format!("systemd told {said:?}"))
+        };
+        let (initrd, user_space, prompt) = (point("InitRD")?, point("Userspace")?, point("ActiveEnter")?);
+        let span = |from: u64, to: u64| Duration::from_micros(to.saturating_sub(from));
+        Ok(Times {
+            login,
+            firmware,
+            kernel: span(0, initrd),
+            initrd: span(initrd, user_space),
+            user_space: span(user_space, prompt),
+        })
     }
 
     /// Everything that the console has said.

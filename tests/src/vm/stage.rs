@@ -154,7 +154,7 @@ impl Stage {
                 let stick = self.firmware(2)?;
                 let mut machine = hardware.power_on(&Options { media: &[&stick], mishap: Some("none") })?;
                 made("the first start", || {
-                    machine.login()?;
+                    eprintln!("vm: {}", machine.timed_login()?);
                     settled_in(&mut machine, 1)?;
                     let failed = machine.must("systemctl --failed --no-legend --plain")?;
                     ensure!(failed.is_empty(), "failed units after the first start: {failed}");
