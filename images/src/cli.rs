@@ -100,6 +100,10 @@ pub struct ApplianceArgs {
     /// Version: dotted numbers, optionally -suffix
     #[arg(long, value_name = "V", default_value = "0.1.0")]
     version: String,
+    /// Release line and lowest version in it from which it may be installed: 7.0:7.0.5; may be repeated [default: every
+    /// version that begins with the same number]
+    #[arg(long, value_name = "LINE:MIN", value_parser = upgrade_rule)]
+    upgrade_from: Vec<UpgradeFrom>,
     /// Size of each of the two slots
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     slot_size: u32,
@@ -201,7 +205,13 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
         initrd: Some(overlays.initrd),
         recovery: Some(overlays.recovery),
     };
-    let built = build_firmware(&FirmwareSpec::new(&args.version, source), dirs, &pki, None)?;
+    let mut spec = FirmwareSpec::new(&args.version, source);
+    spec.upgrade_from.clone_from(&args.upgrade_from);
+    if spec.upgrade_from.is_empty() {
+        let line = args.version.split(['.', '-']).next().unwrap_or_default().to_owned();
+        spec.upgrade_from.push(UpgradeFrom { min: format!("{line}.0.0"), from: line });
+    }
+    let built = build_firmware(&spec, dirs, &pki, None)?;
     println!("{}: {} bytes", built.iso.display(), built.size);
     let out = args.out.clone();
     let out = out.unwrap_or_else(|| dirs.base().join(format!("appliance-{}.img", args.version)));

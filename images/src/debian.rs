@@ -54,9 +54,10 @@ const DPKG_OPTIONS: [&str; 5] = [
     "path-exclude=/usr/share/man/*",
 ];
 
-/// Drivers of the initrd: disks, buses, networks and watchdogs of the supported hardware, and what the root needs.
-const DRIVERS: &str = "ahci dm-mod dm-verity efivarfs ehci-pci erofs ext4 hid-generic i40e igb ipmi_devintf ipmi_si \
-    ipmi_watchdog isofs iTCO_wdt ixgbe loop megaraid_sas mpt3sas nls_ascii nls_cp437 nvme overlay sd_mod softdog sr_mod \
+/// Drivers of the initrd: disks, buses, networks and watchdogs of the supported hardware (`lpc_ich` and `i2c-i801` make the
+/// device of `iTCO_wdt`), and what the root needs.
+const DRIVERS: &str = "ahci dm-mod dm-verity efivarfs ehci-pci erofs ext4 hid-generic i2c-i801 i40e igb ipmi_devintf ipmi_si \
+    ipmi_watchdog isofs iTCO_wdt ixgbe loop lpc_ich megaraid_sas mpt3sas nls_ascii nls_cp437 nvme overlay sd_mod softdog sr_mod \
     uas usb-storage usbhid vfat virtio_blk virtio_net virtio_pci virtio_scsi xhci-pci";
 
 /// What mount-data runs.

@@ -24,7 +24,7 @@ const PACKAGES: [&str; 11] = [
 
 /// Drivers beside those of the initrd: networks as they are configured, the BMC, keyboards, and what hashes faster.
 const DRIVERS: &str = "8021q autofs4 bonding bridge button configfs crc32_pclmul crc32c_generic crc32c_intel dummy \
-    efi_pstore evdev fuse i2c_i801 inet_diag ipmi_ssif lpc_ich macvlan nf_log_syslog nf_nat nf_reject_ipv4 nf_reject_ipv6 \
+    efi_pstore evdev fuse inet_diag ipmi_ssif macvlan nf_log_syslog nf_nat nf_reject_ipv4 nf_reject_ipv6 \
     nf_tables nfnetlink nfnetlink_log nft_chain_nat nft_ct nft_limit nft_log nft_masq nft_nat nft_redir nft_reject_inet \
     sha256_ssse3 sha512_ssse3 tcp_diag tls tun udp_diag unix_diag veth";
 

@@ -425,6 +425,10 @@ fn repair(stage: &Stage) -> anyhow::Result<()> {
     let all = settled(&mut machine)?;
     ensure!(all["slots"][1]["state"] == "bad", "slot 1 should be bad: {all:#}");
     ensure!(all["status"]["booted"] == 2, "{all:#}");
+    // Its own firmware again, from the other stick.
+    machine.must("spsctl install --repair --slot 1 - </dev/vdc")?;
+    let all = settled(&mut machine)?;
+    ensure!(all["slots"][1]["state"] == "verified", "slot 1 is not repaired: {all:#}");
     Ok(())
 }
 

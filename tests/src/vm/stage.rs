@@ -138,8 +138,8 @@ impl Stage {
     /// A machine in the state that is asked for, running.
     pub fn resume(&self, kept: Kept, mishap: &str) -> anyhow::Result<(Hardware, Machine)> {
         let hardware = Hardware::kept(&self.kept(kept)?)?;
-        let stick = self.firmware(2)?;
-        let machine = hardware.resume(&Options { media: &[&stick], mishap: Some(mishap) })?;
+        let (second, first) = (self.firmware(2)?, self.firmware(1)?);
+        let machine = hardware.resume(&Options { media: &[&second, &first], mishap: Some(mishap) })?;
         Ok((hardware, machine))
     }
 
@@ -151,8 +151,9 @@ impl Stage {
         let (hardware, machine) = match kept {
             Kept::Running => {
                 let hardware = Hardware::new(&self.disk()?)?;
-                let stick = self.firmware(2)?;
-                let mut machine = hardware.power_on(&Options { media: &[&stick], mishap: Some("none") })?;
+                let (second, first) = (self.firmware(2)?, self.firmware(1)?);
+                let options = Options { media: &[&second, &first], mishap: Some("none") };
+                let mut machine = hardware.power_on(&options)?;
                 made("the first start", || {
                     eprintln!("vm: {}", machine.timed_login()?);
                     settled_in(&mut machine, 1)?;
