@@ -62,9 +62,9 @@ pub const ALL: &[Scenario] = &[
     scenario("12c", "the state is zeros", false, |stage, _| state_lost(stage, "/dev/zero")),
     scenario("12d", "the state is garbage", false, |stage, _| state_lost(stage, "/dev/urandom")),
     scenario("13", "power cuts at random moments", false, power_cuts),
-    scenario("14", "the new firmware's own check refuses", true, |stage, _| refused(stage)),
+    scenario("14", "the new firmware's own check refuses", false, |stage, _| refused(stage)),
     scenario("15", "the appliance answers during an install", true, |stage, _| answers(stage)),
-    scenario("16", "the same firmware twice, and repair", true, |stage, _| repair(stage)),
+    scenario("16", "the same firmware twice, and repair", false, |stage, _| repair(stage)),
 ];
 
 const fn scenario(
