@@ -1,6 +1,8 @@
 //! The taint log: what is no record is told from one, and what a state knows of it from what it does not.
 #![no_main]
 
+use std::fmt::Write as _;
+
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest as _, Sha256};
 use slotd::domain::state::Taint;
@@ -8,7 +10,10 @@ use slotd::domain::taint::{Cause, Compared, Log, Record};
 
 /// A line whose checksum is right, whatever it says.
 fn line(text: &[u8]) -> Vec<u8> {
-    let sum: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut sum = String::new();
+    for byte in Sha256::digest(text) {
+        let _ = write!(sum, "{byte:02x}");
+    }
     [sum.as_bytes(), b" ", text, b"\n"].concat()
 }
 
