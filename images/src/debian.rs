@@ -19,7 +19,7 @@ use crate::tool::Tool;
 const SUITE: &str = "trixie";
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// Packages beside Debian's minimal set (`docs/formats.md`, "Building and running").
+/// Packages beside Debian's minimal set (`docs/appliance.md`).
 const PACKAGES: [&str; 16] = [
     "dbus-broker",
     "dracut",

@@ -133,7 +133,7 @@ fn revocation(summary: &Summary) -> Check {
         _ => warn(
             "revocation",
             "withdrawn signing keys would not be noticed",
-            "put a CRL beside the keyring and name it in slotd's configuration",
+            "put a CRL (*.crl) into the keyring directory of the firmware",
         ),
     }
 }

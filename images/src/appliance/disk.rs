@@ -1,5 +1,5 @@
-//! The disk of an appliance as the installer leaves it: a GPT with the partitions of `docs/formats.md`, "Disk and boot
-//! chain", one firmware installed and confirmed.
+//! The disk of an appliance as the installer leaves it: a GPT with the partitions of `docs/appliance.md`, "Disk", one
+//! firmware installed and confirmed.
 //!
 //! slotd's own engine installs the firmware, into files; these are then put in their places.
 

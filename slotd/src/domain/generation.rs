@@ -1,7 +1,7 @@
 //! Which configuration a firmware starts with.
 //!
 //! Each firmware has a generation of its own, named by its root hash, so that going back finds exactly what was left. An
-//! upgrade starts from a copy of what ran before it (`docs/formats.md`, "Configuration").
+//! upgrade starts from a copy of what ran before it (`docs/appliance.md`, "What can be written").
 
 use serde::{Deserialize, Serialize};
 use sps_base::slot::SlotId;

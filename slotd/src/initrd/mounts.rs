@@ -1,4 +1,4 @@
-//! The writable parts of a system whose root is verified: `/data`, `/var`, `/etc` (`docs/formats.md`, "Writable parts").
+//! The writable parts of a system whose root is verified: `/data`, `/var`, `/etc` (`docs/appliance.md`, "What can be written").
 
 #![expect(clippy::disallowed_methods, reason = "makes mount points and the machine's identity")]
 
