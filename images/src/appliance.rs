@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use crate::Source;
 use crate::package::{self, Programs};
 
 /// Names of our partitions.
@@ -33,6 +34,13 @@ pub struct Overlays {
     pub initrd: PathBuf,
     /// Over the initrd of the recovery image.
     pub recovery: PathBuf,
+}
+
+impl Overlays {
+    /// Debian's tree with these laid over it.
+    pub fn source(self) -> Source {
+        Source::Debian { overlay: Some(self.root), initrd: Some(self.initrd), recovery: Some(self.recovery) }
+    }
 }
 
 /// Where the parts of an appliance's firmware come from.

@@ -200,12 +200,7 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
     let work = dirs.work()?;
     let parts = Parts { programs: &ours.programs, sources: &ours.sources, keyring: &keyring };
     let overlays = appliance::lay_out(&parts, work.path())?;
-    let source = Source::Debian {
-        overlay: Some(overlays.root),
-        initrd: Some(overlays.initrd),
-        recovery: Some(overlays.recovery),
-    };
-    let mut spec = FirmwareSpec::new(&args.version, source);
+    let mut spec = FirmwareSpec::new(&args.version, overlays.source());
     spec.upgrade_from.clone_from(&args.upgrade_from);
     if spec.upgrade_from.is_empty() {
         let line = args.version.split(['.', '-']).next().unwrap_or_default().to_owned();

@@ -222,8 +222,8 @@ fn need_root(what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lays out the root of one firmware in `root`: hard links of the tree, without what is not shipped, with its version in
-/// `/usr/lib/sps/version` and the files of `overlay`.
+/// Lays out the root of one firmware in `root`: hard links of the tree, without what is not shipped and what only makes
+/// images, with its version in `/usr/lib/sps/version` and the files of `overlay`.
 pub(crate) fn lay_out(tree: &Path, root: &Path, version: &str, overlay: Option<&Path>) -> anyhow::Result<()> {
     Tool::new("cp", "coreutils")
         .args(["--archive", "--link", "--no-target-directory"])
@@ -240,6 +240,7 @@ pub(crate) fn lay_out(tree: &Path, root: &Path, version: &str, overlay: Option<&
             fs::remove_file(entry.path())?;
         }
     }
+    product::remove_packages(root)?;
     remove_bytecode(&root.join("usr"))?;
     put(root, "etc/machine-id", b"")?;
     symlink("/run/systemd/resolve/stub-resolv.conf", root.join("etc/resolv.conf"))?;
@@ -257,11 +258,10 @@ pub(crate) fn make_users(tree: &Path, work: &Path) -> anyhow::Result<()> {
     clear(&work.join("root/etc/.pwd.lock"))
 }
 
-/// Removes from the root laid out as `work/root` what only makes images, and the drivers that no product has.
-pub(crate) fn slim(tree: &Path, work: &Path) -> anyhow::Result<()> {
-    let (root, release) = (work.join("root"), kernel_release(tree)?);
-    product::remove_packages(&root)?;
-    product::remove_drivers(&root, &release, DRIVERS)?;
+/// Removes from the root laid out as `work/root` the drivers that no product has. Those that an overlay brings are listed.
+pub(crate) fn remove_drivers(tree: &Path, work: &Path) -> anyhow::Result<()> {
+    let release = kernel_release(tree)?;
+    product::remove_drivers(&work.join("root"), &release, DRIVERS)?;
     // It writes new files beside and renames them: those of the tree stay.
     tool(tree, work, "depmod")?.args(["--basedir", "/mnt/root", "--all", &release]).run()?;
     Ok(())

@@ -93,7 +93,7 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             let laid_out = work.join("root");
             debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
             debian::make_users(&tree, work)?;
-            debian::slim(&tree, work)?;
+            debian::remove_drivers(&tree, work)?;
             debian::tool(&tree, work, "mkfs.erofs")?
                 .args(root::mkfs_args(&spec.product, spec.compress))
                 .args(["/mnt/root.erofs", "/mnt/root"])
