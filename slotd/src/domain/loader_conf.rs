@@ -58,7 +58,8 @@ fn default_of(line: &str) -> Option<&str> {
 
 /// The default that the file names.
 pub fn parse_default(bytes: &[u8]) -> Result<Option<String>, LoaderConfError> {
-    Ok(text(bytes)?.lines().filter_map(default_of).next_back().map(str::to_owned))
+    // What pads it is hundreds of empty lines.
+    Ok(text(bytes)?.trim_end().lines().filter_map(default_of).next_back().map(str::to_owned))
 }
 
 /// The file with another default. It is never shorter than `old`, except where that is no text: then, and without

@@ -154,13 +154,15 @@ impl TryFrom<String> for Sha256Hex {
 
 impl From<Sha256Hex> for String {
     fn from(hash: Sha256Hex) -> String {
-        hex::encode(hash.0)
+        hash.to_string()
     }
 }
 
 impl fmt::Display for Sha256Hex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        let mut digits = [0; 64];
+        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(&digits).map_err(|_| fmt::Error)?)
     }
 }
 
