@@ -110,7 +110,8 @@ impl Job<'_> {
             Self::Second(ground, _, make) => {
                 let scenario = make(ground).with_context(failed)?;
                 let bounds = Bounds { drawn: DRAWN, repeat: 0, ..Bounds::ci() }.seeded(args.seed);
-                let mut sample = Sample::thorough(bounds, share.unwrap_or(SECOND));
+                let mut sample =
+                    share.map_or(Sample::thorough(bounds, SECOND), |share| Sample::deep(bounds, share));
                 let (mut report, mut exhausted) = (scenario.check(&sample), false);
                 if report.distinct < LEAST {
                     // Few writes: more of what each can leave.
@@ -167,15 +168,11 @@ fn keep(args: &Args, name: &str, scenario: &dyn Replay, violations: &[Violation]
     Ok(())
 }
 
-/// States that are asked for, and what came of it so far.
-struct Goal {
-    wanted: usize,
-    left: usize,
-    reached: usize,
-}
+/// Scenarios that share what is still asked for: while one makes states, the other's are started.
+const AT_A_TIME: usize = 2;
 
-/// Does all of them, and adds up what they show in their order. Where a number of states is asked for, one after the
-/// other: what one scenario does not have is looked for in the next ones, those with few writes first.
+/// Does all of them, and adds up what they show in their order. Where a number of states is asked for, a few at a time:
+/// what they do not have is looked for in the next ones, those with few writes first.
 pub(super) fn work(
     args: &Args,
     stage: &Stage,
@@ -190,39 +187,41 @@ pub(super) fn work(
         keyed.sort_by_key(|(events, _)| *events);
         jobs = keyed.into_iter().map(|(_, job)| job).collect();
     }
-    let left = jobs.iter().filter(|job| !job.is_fault()).count();
-    let goal = Mutex::new(Goal { wanted: wanted.unwrap_or(0), left, reached: 0 });
-    let share = |job: &Job<'_>| {
-        let mut goal = lock(&goal);
-        let share = goal.wanted.saturating_sub(goal.reached) / goal.left.max(1);
-        goal.left -= usize::from(!job.is_fault());
-        wanted.map(|_| share)
-    };
+    let mut left = jobs.iter().filter(|job| !job.is_fault()).count();
+    let mut table = Table { seed: args.seed, ..Table::default() };
+    let some = if wanted.is_some() { AT_A_TIME } else { jobs.len().max(1) };
+    for jobs in jobs.chunks(some) {
+        let share = wanted.map(|wanted| wanted.saturating_sub(table.states()) / left.max(1));
+        left -= jobs.iter().filter(|job| !job.is_fault()).count();
+        for part in all_of(jobs, |job| job.run(args, stage, share)) {
+            let part = part?;
+            table.rows.extend(part.rows);
+            table.mishaps.extend(part.mishaps);
+            table.faults.extend(part.faults);
+        }
+    }
+    Ok(table)
+}
+
+/// Runs these on all cores; what each showed, in their order.
+fn all_of(
+    jobs: &[Job<'_>],
+    run: impl Fn(&Job<'_>) -> anyhow::Result<Table> + Sync,
+) -> Vec<anyhow::Result<Table>> {
     let (queue, done) = (Mutex::new(jobs.iter().enumerate()), Mutex::new(Vec::new()));
     thread::scope(|scope| {
-        for _ in 0..if wanted.is_some() { 1 } else { cores() } {
+        for _ in 0..cores() {
             scope.spawn(|| {
                 loop {
                     let Some((index, job)) = lock(&queue).next() else { break };
-                    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        job.run(args, stage, share(job))
-                    }));
-                    let found =
-                        found.unwrap_or_else(|_| Err(anyhow!("{}: the checker panicked", job.name())));
-                    lock(&goal).reached += found.as_ref().map_or(0, Table::states);
-                    lock(&done).push((index, found));
+                    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(job)));
+                    let panicked = |_| Err(anyhow!("{}: the checker panicked", job.name()));
+                    lock(&done).push((index, found.unwrap_or_else(panicked)));
                 }
             });
         }
     });
     let mut parts = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     parts.sort_by_key(|(index, _)| *index);
-    let mut table = Table { seed: args.seed, ..Table::default() };
-    for (_, part) in parts {
-        let part = part?;
-        table.rows.extend(part.rows);
-        table.mishaps.extend(part.mishaps);
-        table.faults.extend(part.faults);
-    }
-    Ok(table)
+    parts.into_iter().map(|(_, found)| found).collect()
 }

@@ -63,6 +63,8 @@ pub(super) struct Checker<'a> {
     repeated: Mutex<HashMap<Digest, Check<()>>>,
     distinct: HashSet<Digest>,
     again: Bounds,
+    /// How many states to make of one start.
+    of_one_start: usize,
     /// States after a second cut that are still asked for, and those after a third.
     wanted: [usize; 2],
     /// States after a first cut that are still to be cut again.
@@ -80,6 +82,7 @@ impl<'a> Checker<'a> {
             repeated: Mutex::default(),
             distinct: HashSet::new(),
             again: *again,
+            of_one_start: 1,
             wanted: [0; 2],
             left: 0,
             violations: Mutex::default(),
@@ -108,6 +111,7 @@ impl<'a> Checker<'a> {
         let missing = sample.distinct.saturating_sub(first.len());
         self.wanted = [missing.div_ceil(2).max(sample.again_at_least); 2];
         self.left = first.len() - neighbours;
+        self.of_one_start = sample.of_one_start;
         bounds
     }
 
@@ -212,9 +216,12 @@ impl<'a> Checker<'a> {
         let Some(wanted) = self.wanted.get_mut(level) else { return Vec::new() };
         let mut missing = if some < of { wanted.saturating_mul(some) / of } else { *wanted };
         let (mut all, mut new, mut again) = (Vec::new(), HashSet::new(), self.again);
+        // At first some of the starts, from all over, then each of them.
+        let mut every = (self.of_one_start * parents.len() / missing.max(1)).max(1);
         while missing > 0 && again.drawn < DRAWN {
-            for (place, (state, log)) in parents.iter().enumerate() {
-                let count = missing.div_ceil(parents.len() - place);
+            let some = parents.len().div_ceil(every);
+            for (place, (state, log)) in parents.iter().step_by(every).enumerate() {
+                let count = missing.div_ceil(some - place);
                 let bounds = again.seeded(again.seed ^ fingerprint(&state.cuts));
                 let known = |digest: &Digest| self.distinct.contains(digest) || new.contains(digest);
                 let found = some_after_cuts(&state.media, log, &bounds, count, known);
@@ -225,6 +232,7 @@ impl<'a> Checker<'a> {
                 }
             }
             again.drawn = (4 * again.drawn).max(4);
+            every = 1;
         }
         *wanted = wanted.saturating_sub(all.len());
         all

@@ -79,26 +79,51 @@ pub struct Sample {
     pub distinct: usize,
     /// States after a second cut that are started at least, and after a third.
     pub again_at_least: usize,
+    /// As many of them come from one start, where it has them.
+    pub of_one_start: usize,
 }
 
 impl Sample {
     /// Nothing lost, no second cut, no lost neighbour: for planted faults.
     pub const fn once() -> Self {
         let bounds = Bounds::quick().once();
-        Self { bounds, again: bounds, neighbours: false, losses: 0, distinct: 0, again_at_least: 0 }
+        Self {
+            bounds,
+            again: bounds,
+            neighbours: false,
+            losses: 0,
+            distinct: 0,
+            again_at_least: 0,
+            of_one_start: 1,
+        }
     }
 
     /// For every run of the tests.
     pub const fn quick() -> Self {
         let again = Bounds { tears: 12, drawn: 3, ..Bounds::quick().again() };
         let bounds = Bounds::quick();
-        Self { bounds, again, neighbours: true, losses: 60, distinct: 510, again_at_least: 60 }
+        Self {
+            bounds,
+            again,
+            neighbours: true,
+            losses: 60,
+            distinct: 510,
+            again_at_least: 60,
+            of_one_start: 1,
+        }
     }
 
     /// For `cargo xtask prove`: as far as `bounds` goes, `distinct` states of each scenario where there are so many.
     pub const fn thorough(bounds: Bounds, distinct: usize) -> Self {
         let again = Bounds { repeat: 0, ..bounds };
-        Self { bounds, again, neighbours: true, losses: distinct, distinct, again_at_least: distinct / 4 }
+        let again_at_least = distinct / 4;
+        Self { bounds, again, neighbours: true, losses: distinct, distinct, again_at_least, of_one_start: 1 }
+    }
+
+    /// For `cargo xtask prove --deep`: the same with fewer starts that are cut again, each in more ways, as a start has to
+    /// be followed through for the first of them.
+    pub const fn deep(bounds: Bounds, distinct: usize) -> Self {
+        Self { of_one_start: 12, ..Self::thorough(bounds, distinct) }
     }
 }
 
