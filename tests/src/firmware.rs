@@ -15,6 +15,7 @@ use slotd::domain::manifest::{
 use sps_images::inspect::inspect;
 use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
 
+use crate::bus::profile_directory;
 use crate::loader::image;
 
 /// What every boot image tells its initrd.
@@ -62,9 +63,7 @@ impl Workshop {
     }
 
     fn of_this_process() -> anyhow::Result<Self> {
-        let test = std::env::current_exe()?;
-        let all =
-            test.ancestors().nth(3).context("the test lies in target/PROFILE/deps")?.join("tmp/workshops");
+        let all = profile_directory()?.parent().context("target/PROFILE")?.join("tmp/workshops");
         fs::create_dir_all(&all)?;
         for entry in fs::read_dir(&all)? {
             let old = entry?.path();

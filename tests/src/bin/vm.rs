@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use clap::Parser;
 use serde::Serialize;
-use system_tests::vm::scenarios::{ALL, Asked, Scenario, chosen, judged};
+use system_tests::vm::scenarios::{ALL, Asked, Scenario, chosen};
 use system_tests::vm::stage::Stage;
 
 /// Boots the appliance in QEMU and lets it live through what may happen to it.
@@ -65,7 +65,7 @@ fn main() -> anyhow::Result<ExitCode> {
     for one in &scenarios {
         eprintln!("vm: {} {}", one.number, one.name);
         let begin = Instant::now();
-        let error = judged(one, &stage, asked).err().map(|error| format!("{error:#}"));
+        let error = one.run(&stage, asked).err().map(|error| format!("{error:#}"));
         let row = Row { number: one.number, name: one.name, seconds: begin.elapsed().as_secs_f64(), error };
         if let Some(error) = &row.error {
             fs::create_dir_all(stage.failures())?;

@@ -9,7 +9,7 @@ use sps_images::appliance::disk::{self, Sizes};
 use sps_images::appliance::{self, Parts};
 use sps_images::debian::debian_tree;
 use sps_images::package::{self, Programs};
-use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, Source, build_firmware};
+use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, build_firmware};
 
 use super::put_stripped;
 use crate::bus::program;
@@ -65,9 +65,7 @@ impl Builder {
         fs::write(units.join("test-shell.service"), SHELL)?;
         symlink("../test-shell.service", units.join("multi-user.target.wants/test-shell.service"))?;
         change(&overlays)?;
-        let appliance::Overlays { root, initrd, recovery } = overlays;
-        let source = Source::Debian { overlay: Some(root), initrd: Some(initrd), recovery: Some(recovery) };
-        let mut spec = FirmwareSpec::new(version, source);
+        let mut spec = FirmwareSpec::new(version, overlays.source());
         spec.upgrade_from = vec![UpgradeFrom { from: "8".into(), min: "8.0.0".into() }];
         let built =
             build_firmware(&spec, &self.dirs, &self.pki, Some(&self.work.join(format!("{version}.iso"))))?;

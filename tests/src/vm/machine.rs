@@ -40,8 +40,6 @@ const PARTS: [&str; 2] = ["disk.qcow2", "variables.qcow2"];
 #[derive(Debug)]
 pub struct Hardware {
     directory: TempDir,
-    /// Whether a running machine was kept on these disks.
-    snapshot: bool,
 }
 
 /// What is put into a machine, and what its firmware is told to do wrong.
@@ -56,7 +54,7 @@ pub struct Options<'a> {
 impl Hardware {
     /// A machine with a copy of `disk`. What is written goes beside it, `disk` stays as it is.
     pub fn new(disk: &Path) -> anyhow::Result<Self> {
-        let hardware = Self { directory: directory()?, snapshot: false };
+        let hardware = Self { directory: directory()? };
         image(
             &["create", "-q", "-f", "qcow2", "-F", "raw", "-b"],
             &[&disk.canonicalize()?, &hardware.disk()],
@@ -67,7 +65,7 @@ impl Hardware {
 
     /// A machine as [`Machine::keep`] has left it in `kept`.
     pub fn kept(kept: &Path) -> anyhow::Result<Self> {
-        let hardware = Self { directory: directory()?, snapshot: true };
+        let hardware = Self { directory: directory()? };
         for name in PARTS {
             let status = Command::new("cp")
                 .args(["--reflink=auto", "--sparse=always"])
@@ -101,9 +99,8 @@ impl Hardware {
         self.start(options, false)
     }
 
-    /// Goes on where [`Machine::keep`] was called.
+    /// Goes on where [`Machine::keep`] was called; without that QEMU does not start.
     pub fn resume(&self, options: &Options<'_>) -> anyhow::Result<Machine> {
-        ensure!(self.snapshot, "no running machine was kept");
         self.start(options, true)
     }
 
@@ -149,7 +146,7 @@ impl Hardware {
         let (console, shell, qmp) = channels().with_context(|| {
             format!("QEMU did not start: {}", fs::read_to_string(self.path("qemu.log")).unwrap_or_default())
         })?;
-        Ok(Machine { qemu, console, shell, qmp, commands: 0, started })
+        Ok(Machine { _qemu: qemu, console, shell, qmp, commands: 0, started })
     }
 }
 
@@ -166,7 +163,7 @@ fn image(arguments: &[&str], files: &[&Path]) -> anyhow::Result<()> {
 /// A machine that is on. Dropping it cuts its power.
 #[derive(Debug)]
 pub struct Machine {
-    qemu: Qemu,
+    _qemu: Qemu,
     console: Channel,
     shell: Channel,
     qmp: Qmp,
@@ -311,10 +308,5 @@ impl Machine {
     /// Presses the reset button.
     pub fn reset(&mut self) -> anyhow::Result<()> {
         self.qmp.monitor("system_reset")
-    }
-
-    /// The process that emulates it.
-    pub fn process(&self) -> u32 {
-        self.qemu.id()
     }
 }

@@ -24,10 +24,6 @@ impl Qemu {
         let qemu = command.stdin(Stdio::null()).spawn();
         Ok(Self(qemu.context("qemu-system-x86_64 (package qemu-system-x86)")?))
     }
-
-    fn id(&self) -> u32 {
-        self.0.id()
-    }
 }
 
 impl Drop for Qemu {

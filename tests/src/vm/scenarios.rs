@@ -36,9 +36,9 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Runs it.
+    /// Runs it; what the machine said last is in the error.
     pub fn run(&self, stage: &Stage, asked: Asked) -> anyhow::Result<()> {
-        (self.run)(stage, asked)
+        (self.run)(stage, asked).with_context(|| format!("scenario {}, {}", self.number, self.name))
     }
 }
 
@@ -166,6 +166,12 @@ fn garbage_image(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Answers one question of recovery's console.
+fn answer(machine: &mut Machine, question: &str, with: &str) -> anyhow::Result<()> {
+    machine.wait(&[question], BOOT)?;
+    machine.type_in(&format!("{with}\r"))
+}
+
 fn both_broken(stage: &Stage) -> anyhow::Result<()> {
     let (_hardware, mut machine) = stage.resume(Kept::Upgraded, "none")?;
     for slot in [1, 2] {
@@ -179,16 +185,13 @@ fn both_broken(stage: &Stage) -> anyhow::Result<()> {
     machine.wait(&[PAGE], 2 * BOOT)?;
     machine.wait(&["Slot 1: not sound: "], BOOT)?;
     machine.wait(&["Slot 2: not sound: "], BOOT)?;
-    let answers = [("Choice: ", "3"), ("Medium: ", "1"), ("chooses): ", "1"), ("Press Enter. ", "")];
-    for (question, answer) in answers {
-        machine.wait(&[question], BOOT)?;
-        machine.type_in(&format!("{answer}\r"))?;
+    for (question, with) in [("Choice: ", "3"), ("Medium: ", "1"), ("chooses): ", "1"), ("Press Enter. ", "")]
+    {
+        answer(&mut machine, question, with)?;
     }
     machine.wait(&["Slot 1: 8.0.2, sound"], BOOT)?;
-    for (question, answer) in [("Choice: ", "2"), ("Slot: ", "1")] {
-        machine.wait(&[question], BOOT)?;
-        machine.type_in(&format!("{answer}\r"))?;
-    }
+    answer(&mut machine, "Choice: ", "2")?;
+    answer(&mut machine, "Slot: ", "1")?;
     machine.login()?;
     let all = settled_in(&mut machine, 1)?;
     outcome(&all, "confirmed").map(drop)
@@ -361,7 +364,7 @@ fn cut(stage: &Stage, kept: Kept, command: &str, after: Duration) -> anyhow::Res
     drop(machine);
     let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(2)?], mishap: None })?;
     machine.login()?;
-    let all = sound(&mut machine)?;
+    sound(&mut machine)?;
     // The interrupted action can be repeated.
     if matches!(kept, Kept::Running) {
         machine.must(
@@ -370,7 +373,6 @@ fn cut(stage: &Stage, kept: Kept, command: &str, after: Duration) -> anyhow::Res
         let all = sound(&mut machine)?;
         ensure!(all["slots"][2]["state"] == "verified", "the install repeated: {all:#}");
     }
-    drop(all);
     Ok(())
 }
 
@@ -430,11 +432,6 @@ fn repair(stage: &Stage) -> anyhow::Result<()> {
     let all = settled(&mut machine)?;
     ensure!(all["slots"][1]["state"] == "verified", "slot 1 is not repaired: {all:#}");
     Ok(())
-}
-
-/// Runs `scenario`; what the machine said last is in the error.
-pub fn judged(scenario: &Scenario, stage: &Stage, asked: Asked) -> anyhow::Result<()> {
-    scenario.run(stage, asked).with_context(|| format!("scenario {}, {}", scenario.number, scenario.name))
 }
 
 /// The scenarios of these numbers.

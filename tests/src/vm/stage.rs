@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -42,7 +41,6 @@ exit 0
 /// A place for what is made once.
 #[derive(Debug)]
 pub struct Stage {
-    builder: OnceLock<Builder>,
     dirs: BuildDirs,
     directory: PathBuf,
 }
@@ -83,20 +81,12 @@ impl Stage {
         }
         let directory = all.join(key);
         fs::create_dir_all(&directory)?;
-        Ok(Self { builder: OnceLock::new(), dirs, directory })
+        Ok(Self { dirs, directory })
     }
 
     /// Where logs of failures go.
     pub fn failures(&self) -> PathBuf {
         self.dirs.base().join("vm-failures")
-    }
-
-    fn builder(&self) -> anyhow::Result<&Builder> {
-        if self.builder.get().is_none() {
-            let dirs = BuildDirs::new(self.dirs.base())?;
-            let _ = self.builder.set(Builder::new(dirs, &self.directory)?);
-        }
-        self.builder.get().context("a builder was set")
     }
 
     /// The firmware ISO of version 8.0.`number`.
@@ -114,9 +104,10 @@ impl Stage {
                     ),
                     _ => Ok(()),
                 };
-                let built = self.builder()?.firmware(version, change)?;
+                let builder = Builder::new(BuildDirs::new(self.dirs.base())?, &self.directory)?;
+                let built = builder.firmware(version, change)?;
                 if number == 1 {
-                    self.builder()?.disk(&built)?;
+                    builder.disk(&built)?;
                 }
                 Ok(())
             })?;
