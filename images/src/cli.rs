@@ -12,7 +12,7 @@ use crate::appliance::{self, Parts};
 use crate::debian::debian_tree;
 use crate::package::Programs;
 use crate::packages_lock::Lock;
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, build_firmware, debian, inspect};
+use crate::{BootKey, BuildDirs, FirmwareSpec, Pki, Source, build_firmware, debian, inspect};
 
 /// Builds and inspects images.
 #[derive(Args, Debug)]
@@ -25,7 +25,7 @@ pub struct ImageArgs {
 enum ImageCommand {
     /// Builds a firmware ISO
     ///
-    /// The same tree, options and signer give the same bits. `SOURCE_DATE_EPOCH` (seconds since 1970) sets the build date;
+    /// The same tree, options and keys give the same bits. `SOURCE_DATE_EPOCH` (seconds since 1970) sets the build date;
     /// without it, it is the start of 2026.
     Firmware(Box<FirmwareArgs>),
     /// Builds a firmware with our programs, and the disk of an appliance that runs it
@@ -83,6 +83,8 @@ pub struct FirmwareArgs {
     /// Refuse Debian packages of other versions than images/packages.lock names
     #[arg(long, conflicts_with = "tree")]
     locked: bool,
+    #[command(flatten)]
+    boot_key: BootKeyArgs,
     /// Do not compress the root
     #[arg(long)]
     uncompressed: bool,
@@ -113,9 +115,33 @@ pub struct ApplianceArgs {
     /// Directory of roots (*.pem) and CRLs (*.crl) that it trusts [default: the development PKI's]
     #[arg(long, value_name = "DIR")]
     keyring: Option<PathBuf>,
+    #[command(flatten)]
+    boot_key: BootKeyArgs,
     /// Where the disk goes [default: appliance-V.img in the build directory; the firmware beside it]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+/// The key of UEFI Secure Boot.
+#[derive(Args, Debug)]
+struct BootKeyArgs {
+    /// Key that signs boot images and loader for Secure Boot: a file, or with --boot-engine a PKCS#11 URI; RSA, as UEFI
+    /// firmware knows no other [default: a development key]
+    #[arg(long, value_name = "KEY", requires = "boot_certificate")]
+    boot_key: Option<String>,
+    /// Its certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "boot_key")]
+    boot_certificate: Option<PathBuf>,
+    /// OpenSSL engine that has the key: pkcs11
+    #[arg(long, value_name = "NAME", requires = "boot_key")]
+    boot_engine: Option<String>,
+}
+
+impl BootKeyArgs {
+    fn key(&self) -> Option<BootKey> {
+        let (key, certificate) = (self.boot_key.clone()?, self.boot_certificate.clone()?);
+        Some(BootKey { key, certificate, engine: self.boot_engine.clone() })
+    }
 }
 
 /// What of this workspace goes into an appliance.
@@ -206,12 +232,14 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
         let line = args.version.split(['.', '-']).next().unwrap_or_default().to_owned();
         spec.upgrade_from.push(UpgradeFrom { min: format!("{line}.0.0"), from: line });
     }
+    spec.boot_key = args.boot_key.key();
+    let key = spec.boot_key.clone().map_or_else(|| BootKey::of(&pki), Ok)?;
     let built = build_firmware(&spec, dirs, &pki, None)?;
     println!("{}: {} bytes", built.iso.display(), built.size);
     let out = args.out.clone();
     let out = out.unwrap_or_else(|| dirs.base().join(format!("appliance-{}.img", args.version)));
     let sizes = Sizes { slot: u64::from(args.slot_size) << 20, data: u64::from(args.data_size) << 20 };
-    disk::write(&built, dirs, &debian_tree(dirs)?, &keyring, &sizes, &out)?;
+    disk::write(&built, dirs, &debian_tree(dirs)?, &keyring, &key, &sizes, &out)?;
     println!("{}: {} bytes", out.display(), out.metadata()?.len());
     Ok(())
 }
@@ -242,6 +270,7 @@ fn spec(args: &FirmwareArgs) -> anyhow::Result<FirmwareSpec> {
     spec.required_space = args.required_space;
     spec.compress = !args.uncompressed;
     spec.signed = !args.unsigned;
+    spec.boot_key = args.boot_key.key();
     Ok(spec)
 }
 

@@ -19,6 +19,9 @@ use crate::tool::Tool;
 const SUITE: &str = "trixie";
 const MIRROR: &str = "http://deb.debian.org/debian";
 
+/// The boot loader, systemd-boot, in the tree.
+pub(crate) const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+
 /// Packages beside Debian's minimal set (`docs/appliance.md`).
 const PACKAGES: [&str; 16] = [
     "dbus-broker",

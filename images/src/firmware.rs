@@ -9,7 +9,7 @@ use slotd::domain::manifest::{
 };
 
 use crate::debian::{self, Target};
-use crate::{BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, product, root, sbom};
+use crate::{BootKey, BuildDirs, FirmwareSpec, Pki, Source, erofs, iso, product, root, sbom};
 
 /// A firmware ISO that was built.
 #[derive(Clone, Debug)]
@@ -44,7 +44,11 @@ pub fn build_firmware(
         }
         fs::write(stage_dir.join(name), text)?;
     }
-    let made = make_root(spec, dirs, stage_dir, work_dir)?;
+    let key = match &spec.source {
+        Source::Debian { .. } => Some(spec.boot_key.clone().map_or_else(|| BootKey::of(pki), Ok)?),
+        Source::Tree(_) => None,
+    };
+    let made = make_root(spec, dirs, key.as_ref(), stage_dir, work_dir)?;
     let sbom = work_dir.join(sbom::FILE);
     let has_sbom = write_sbom(spec, dirs, work_dir, &sbom)?;
     let mut manifest = manifest(spec, stage_dir, made)?;
@@ -76,7 +80,13 @@ pub fn build_firmware(
 }
 
 /// Makes root image, hash tree, file list and, for a bootable root, the boot images, all in `stage`.
-fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -> anyhow::Result<Root> {
+fn make_root(
+    spec: &FirmwareSpec,
+    dirs: &BuildDirs,
+    key: Option<&BootKey>,
+    stage: &Path,
+    work: &Path,
+) -> anyhow::Result<Root> {
     let (image, verity) = (stage.join("root.erofs"), stage.join("root.verity"));
     let root = match &spec.source {
         Source::Tree(tree) => {
@@ -94,6 +104,12 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             debian::lay_out(&tree, &laid_out, &spec.version, overlay.as_deref())?;
             debian::make_users(&tree, work)?;
             debian::remove_drivers(&tree, work)?;
+            let sign = |image: &Path, to: &Path| {
+                key.map_or(Ok(()), |key| key.sign(image, spec.source_date_epoch, to))
+            };
+            // slotd takes this one, where it is there, to replace an older one on the ESP.
+            let loader = laid_out.join(debian::LOADER);
+            sign(&loader, &loader.with_extension("efi.signed"))?;
             debian::tool(&tree, work, "mkfs.erofs")?
                 .args(root::mkfs_args(&spec.product, spec.compress))
                 .args(["/mnt/root.erofs", "/mnt/root"])
@@ -109,6 +125,7 @@ fn make_root(spec: &FirmwareSpec, dirs: &BuildDirs, stage: &Path, work: &Path) -
             for (name, target, over) in images {
                 debian::write_uki(dirs, &tree, work, name, &spec.version, target, over.as_deref())?;
                 fs::rename(work.join(name), stage.join(name))?;
+                sign(&stage.join(name), &stage.join(name))?;
             }
             root
         }

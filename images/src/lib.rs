@@ -17,6 +17,7 @@ pub mod pki;
 mod product;
 mod root;
 pub mod sbom;
+pub mod secure_boot;
 mod spec;
 pub mod tool;
 
@@ -25,4 +26,5 @@ pub use dirs::BuildDirs;
 pub use firmware::{Built, build_firmware};
 pub use pki::Pki;
 pub use root::uuid as root_uuid;
+pub use secure_boot::BootKey;
 pub use spec::{FirmwareSpec, Source};

@@ -12,8 +12,8 @@ use anyhow::{Context as _, bail};
 use crate::tool::Tool;
 
 /// Certificates and CRLs are valid from here, 20 years: before every plausible build date.
-const NOT_BEFORE: &str = "2025-01-01 00:00:00";
-const DAYS: &str = "7300";
+pub(crate) const NOT_BEFORE: &str = "2025-01-01 00:00:00";
+pub(crate) const DAYS: &str = "7300";
 
 /// Extensions of the certificates, and what `openssl ca -gencrl` needs.
 const CONFIG: &str = "\
@@ -70,6 +70,11 @@ impl Pki {
         Ok(pki)
     }
 
+    /// Where it lies.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
     /// What an appliance needs to check signatures: roots (`*.pem`) and CRLs (`*.crl`), PEM, nothing secret.
     pub fn keyring_dir(&self) -> PathBuf {
         self.dir.join("keyring")
@@ -94,7 +99,7 @@ impl Pki {
     /// OpenSSL takes it from the clock alone, so the clock that it sees stands still there.
     pub fn sign(&self, content: &Path, at: u64, out: &Path) -> anyhow::Result<()> {
         let at = jiff::Timestamp::from_second(i64::try_from(at)?)?.strftime("%Y-%m-%d %H:%M:%S").to_string();
-        openssl_at(&at, &["cms", "-sign", "-binary", "-md", "sha256", "-outform", "DER", "-nosmimecap"])
+        openssl_at(&at, &["cms", "-sign", "-binary", "-md", "sha256", "-outform", "DER", "-nosmimecap"])?
             .arg("-in")
             .arg(content)
             .arg("-signer")
@@ -111,8 +116,8 @@ impl Pki {
 }
 
 /// An `openssl` whose clock stands still at `at`, UTC.
-fn openssl_at(at: &str, args: &[&str]) -> Tool {
-    Tool::new("faketime", "faketime").args(["-f", at, "openssl"]).args(args)
+fn openssl_at(at: &str, args: &[&str]) -> anyhow::Result<Tool> {
+    Ok(Tool::at(at, "openssl", "openssl")?.args(args))
 }
 
 /// Makes all of it beside `dir` and renames it there, so that `dir` is complete or absent.
@@ -135,7 +140,7 @@ fn create(dir: &Path, name: &str) -> anyhow::Result<()> {
     ];
     for (index, (who, key)) in keys.into_iter().enumerate() {
         let issuer = if who == "signer" { "intermediate" } else { "root" };
-        let request = openssl_at(NOT_BEFORE, &["req", "-new", "-noenc", "-sha256", "-newkey"])
+        let request = openssl_at(NOT_BEFORE, &["req", "-new", "-noenc", "-sha256", "-newkey"])?
             .args(key)
             .args(["-config", &path("openssl.cnf"), "-subj", &format!("/O={name}/CN={name} {who}")])
             .args(["-keyout", &path(&format!("{who}.key"))])
@@ -165,7 +170,7 @@ fn sign_certificate(at: &Path, who: &str, issuer: &str, serial: usize) -> anyhow
     let (config, request) = (path("openssl.cnf".into()), path(format!("{who}.csr")));
     loop {
         let certificate =
-            openssl_at(NOT_BEFORE, &["x509", "-req", "-sha256", "-days", DAYS, "-extensions", who])
+            openssl_at(NOT_BEFORE, &["x509", "-req", "-sha256", "-days", DAYS, "-extensions", who])?
                 .args(["-set_serial", &serial.to_string(), "-extfile", &config])
                 .args(["-in", &request, "-outform", "DER", "-out", &der]);
         if who == "root" {
@@ -177,7 +182,7 @@ fn sign_certificate(at: &Path, who: &str, issuer: &str, serial: usize) -> anyhow
             break;
         }
     }
-    openssl_at(NOT_BEFORE, &["x509", "-inform", "DER", "-in", &der, "-out", &pem]).run()?;
+    openssl_at(NOT_BEFORE, &["x509", "-inform", "DER", "-in", &der, "-out", &pem])?.run()?;
     Ok(fs::remove_file(der)?)
 }
 
@@ -195,7 +200,7 @@ fn create_crl(at: &Path, issuer: &str) -> anyhow::Result<()> {
         .replace("= crlnumber", &format!("= {}", at.join("crlnumber").display()));
     fs::write(at.join("crl.cnf"), config)?;
     fs::write(at.join("crlnumber"), "01\n")?;
-    openssl_at(NOT_BEFORE, &["ca", "-gencrl", "-crldays", DAYS])
+    openssl_at(NOT_BEFORE, &["ca", "-gencrl", "-crldays", DAYS])?
         .arg("-config")
         .arg(at.join("crl.cnf"))
         .arg("-cert")

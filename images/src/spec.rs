@@ -5,7 +5,13 @@ use std::path::PathBuf;
 
 use slotd::domain::manifest::UpgradeFrom;
 
+use crate::BootKey;
+
+/// The start of 2026: the build date of development, in seconds since 1970.
+pub(crate) const EPOCH: u64 = 1_767_225_600;
+
 /// Everything that decides the bits of a firmware ISO, besides the signer.
+/// Where it names no boot key, that is the signer's, too.
 #[derive(Clone, Debug)]
 pub struct FirmwareSpec {
     /// Version of the firmware: dotted numbers, optionally `-suffix`.
@@ -42,6 +48,8 @@ pub struct FirmwareSpec {
     pub compress: bool,
     /// Whether the manifest is signed. An unsigned ISO is for tests and demos: no appliance takes it.
     pub signed: bool,
+    /// The key that signs boot images and loader for Secure Boot; `None` is the development key's.
+    pub boot_key: Option<BootKey>,
 }
 
 /// Where the root file system comes from.
@@ -68,7 +76,7 @@ impl FirmwareSpec {
         Self {
             version: version.into(),
             boot_version: version.into(),
-            source_date_epoch: 1_767_225_600,
+            source_date_epoch: EPOCH,
             security_epoch: 1,
             revoked_below: 0,
             upgrade_from: Vec::new(),
@@ -83,6 +91,7 @@ impl FirmwareSpec {
             source,
             compress: true,
             signed: true,
+            boot_key: None,
         }
     }
 }

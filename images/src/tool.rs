@@ -10,13 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 /// Debian packages of every tool that the host must have. The Debian tree brings its own.
-pub const PACKAGES: [&str; 17] = [
+pub const PACKAGES: [&str; 19] = [
     "binutils",
     "coreutils",
     "cpio",
     "cryptsetup-bin",
     "dosfstools",
     "dpkg",
+    "efitools",
     "erofs-utils",
     "faketime",
     "fdisk",
@@ -26,6 +27,7 @@ pub const PACKAGES: [&str; 17] = [
     "mount",
     "mtools",
     "openssl",
+    "sbsigntool",
     "util-linux",
     "xorriso",
 ];
@@ -71,6 +73,12 @@ impl Tool {
             deadline: Duration::from_secs(600),
             stdin: None,
         }
+    }
+
+    /// The same with a clock that stands still at `at`, UTC: `2026-01-01 00:00:00`.
+    pub fn at(at: &str, program: &str, package: &str) -> anyhow::Result<Self> {
+        find(program, package)?;
+        Ok(Self::new("faketime", "faketime").args(["-f", at, program]))
     }
 
     /// Lets it read a file from its standard input, which is empty otherwise.
@@ -146,8 +154,13 @@ impl Tool {
             command.env_clear();
         }
         command.env("PATH", search_path()).env("LC_ALL", "C").env("TZ", "UTC").envs(self.env);
-        let output =
-            command.output().with_context(|| format!("{} could not be started", program.display()))?;
+        let mut run =
+            || command.output().with_context(|| format!("{} could not be started", program.display()));
+        let mut output = run()?;
+        // A faketime that was killed left shared memory in the name of its process id; the next one has another id.
+        if output.stderr.starts_with(b"faketime: shm_open: File exists") {
+            output = run()?;
+        }
         let shown = shown(&program, &self.args);
         if output.status.code() == Some(124) {
             bail!("{shown}\n  did not end within {} s and was ended", self.deadline.as_secs());

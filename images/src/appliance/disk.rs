@@ -22,8 +22,9 @@ use slotd::settings::{Settings, SlotSettings};
 use slotd::store::{Assembly, Environment, InstallRequest, Nowhere, Progress, Store};
 use sps_base::slot::SlotId;
 
+use crate::spec::EPOCH;
 use crate::tool::Tool;
-use crate::{BuildDirs, Built};
+use crate::{BootKey, BuildDirs, Built, debian};
 
 const MIB: u64 = 1 << 20;
 /// Partitions begin and end at multiples of this, as partitioning tools do.
@@ -36,8 +37,6 @@ const ESP_TYPE: &str = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B";
 const SLOT_TYPE: &str = "6F2A1D0C-5B0E-4C1B-9E52-0A7D5B1C3E41";
 const STATE_TYPE: &str = "6F2A1D0C-5B0E-4C1B-9E52-0A7D5B1C3E42";
 const DATA_TYPE: &str = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
-/// systemd-boot in Debian's tree.
-const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
 /// How large things are.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +73,8 @@ fn partitions(sizes: &Sizes) -> [Partition; 5] {
 }
 
 /// Writes the disk of an appliance that runs `firmware` to `out`, a sparse file. `tree` is the Debian tree, which brings
-/// the boot loader; `keyring` a directory of trusted roots and revocation lists.
+/// the boot loader; `keyring` a directory of trusted roots and revocation lists; `key` signs the boot loader, and is what a
+/// machine in setup mode is offered to trust.
 ///
 /// Nothing in it is secret, and nothing identifies a machine but the GUIDs of its partitions.
 pub fn write(
@@ -82,6 +82,7 @@ pub fn write(
     dirs: &BuildDirs,
     tree: &Path,
     keyring: &Path,
+    key: &BootKey,
     sizes: &Sizes,
     out: &Path,
 ) -> anyhow::Result<()> {
@@ -93,7 +94,7 @@ pub fn write(
     }
     let work = dirs.work()?;
     let parts = install(firmware, keyring, sizes, work.path())?;
-    let esp = write_esp(&parts, tree, work.path())?;
+    let esp = write_esp(&parts, tree, key, work.path())?;
     let data = File::create(work.path().join("data.img"))?;
     data.set_len(sizes.data)?;
     data.write_all_at(data::NEW, sizes.data - data::TAIL)?;
@@ -145,8 +146,9 @@ fn install(firmware: &Built, keyring: &Path, sizes: &Sizes, work: &Path) -> anyh
     Ok(parts)
 }
 
-/// What slotd would be configured with, but for the loader: its variables are those of no machine yet.
-fn assembly(parts: &Path, keyring: &Path, cmdline: &str) -> anyhow::Result<Assembly> {
+/// What slotd would be configured with, but for the loader: its variables are those of no machine yet. `parts` is a
+/// directory with `slot-1.img`, `slot-2.img`, `state.img`, and the directories `esp` and `variables`.
+pub fn assembly(parts: &Path, keyring: &Path, cmdline: &str) -> anyhow::Result<Assembly> {
     let mut slots = Vec::new();
     for (number, label) in [(1, "A"), (2, "B")] {
         let id = SlotId::new(number).context("slot number")?;
@@ -183,13 +185,17 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The file system of the ESP: what slotd has written, and the boot loader under both names.
-fn write_esp(parts: &Path, tree: &Path, work: &Path) -> anyhow::Result<PathBuf> {
+/// The file system of the ESP: what slotd has written, the boot loader under both names, and the files that make a machine
+/// in setup mode trust `key` (systemd-boot(7): an entry of its menu).
+fn write_esp(parts: &Path, tree: &Path, key: &BootKey, work: &Path) -> anyhow::Result<PathBuf> {
     let content = parts.join("esp");
+    let enrolment = content.join("loader/keys/sps");
+    fs::create_dir_all(&enrolment)?;
+    key.write_enrolment(EPOCH, work, &enrolment)?;
     for name in ["EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI"] {
         let target = content.join(name);
         fs::create_dir_all(target.parent().context("no directory")?)?;
-        fs::copy(tree.join(LOADER), target).context("the Debian tree has no systemd-boot")?;
+        key.sign(&tree.join(debian::LOADER), EPOCH, &target)?;
     }
     let image = work.join("esp.img");
     File::create(&image)?.set_len(ESP_SIZE)?;

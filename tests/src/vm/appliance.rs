@@ -9,7 +9,7 @@ use sps_images::appliance::disk::{self, Sizes};
 use sps_images::appliance::{self, Parts};
 use sps_images::debian::debian_tree;
 use sps_images::package::{self, Programs};
-use sps_images::{BuildDirs, Built, FirmwareSpec, Pki, build_firmware};
+use sps_images::{BootKey, BuildDirs, Built, FirmwareSpec, Pki, build_firmware};
 
 use super::put_stripped;
 use crate::bus::program;
@@ -79,7 +79,15 @@ impl Builder {
         let out = self.work.join(format!("{}.img", firmware.manifest.version));
         let tree = debian_tree(&self.dirs)?;
         let sizes = Sizes { slot: 768 << 20, data: 256 << 20 };
-        disk::write(firmware, &self.dirs, &tree, &self.pki.keyring_dir(), &sizes, &out)?;
+        disk::write(
+            firmware,
+            &self.dirs,
+            &tree,
+            &self.pki.keyring_dir(),
+            &BootKey::of(&self.pki)?,
+            &sizes,
+            &out,
+        )?;
         Ok(out)
     }
 }
