@@ -56,11 +56,18 @@ pub struct Report {
 impl Report {
     /// Its file, in `/run/sps`.
     pub const FILE: &str = "data.json";
+    /// Most bytes of it that are read.
+    const LIMIT: u64 = 64 << 10;
 
     /// What the start left at `file`; nothing of note where nothing did.
     pub fn read(file: &Path) -> io::Result<Self> {
-        match fs::read(file) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
+        let read = |file: File| {
+            let mut text = Vec::new();
+            file.take(Self::LIMIT).read_to_end(&mut text)?;
+            Ok(serde_json::from_slice(&text)?)
+        };
+        match File::open(file) {
+            Ok(file) => read(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(e),
         }
@@ -172,10 +179,13 @@ fn machine_id(directory: &Path) -> Result<String, MountError> {
     let random = Path::new("/dev/urandom");
     File::open(random).and_then(|mut file| file.read_exact(&mut bytes)).map_err(fail("read", random))?;
     let text = format!("{}\n", hex::encode(bytes));
+    // Whole or not there: a cut in the first start is no reason for a second identity.
+    let new = directory.join("machine-id.new");
     let keep = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o444).open(&path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        fs::rename(&new, &path)?;
         File::open(directory)?.sync_all()
     };
     if let Err(error) = keep() {
@@ -216,6 +226,12 @@ mod tests {
             let second = machine_id(directory.path()).unwrap();
             assert!(is_machine_id(&second) && second != first, "{broken:?}");
         }
+        // What a cut in an earlier start has left is in nobody's way.
+        fs::remove_file(directory.path().join("machine-id")).unwrap();
+        fs::write(directory.path().join("machine-id.new"), "0123").unwrap();
+        let third = machine_id(directory.path()).unwrap();
+        assert_eq!(fs::read_to_string(directory.path().join("machine-id")).unwrap(), third);
+        assert!(!directory.path().join("machine-id.new").exists());
         // It cannot be kept, and the start goes on.
         assert!(is_machine_id(&machine_id(&directory.path().join("none")).unwrap()));
     }
