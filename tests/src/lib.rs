@@ -17,6 +17,7 @@ pub mod overlay;
 pub mod polkit;
 pub mod polkitd;
 pub mod recorder;
+pub mod replay;
 pub mod static_program;
 pub mod synthetic;
 pub mod upgrade;

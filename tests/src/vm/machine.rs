@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Qemu;
@@ -33,6 +33,12 @@ const END: &str = "@@the-end@@ ";
 pub const FIRMWARE_STARTS: &str = "BdsDxe: starting";
 /// The name of the one snapshot that a disk may carry.
 const SNAPSHOT: &str = "machine";
+/// Name of the stick, for QEMU.
+const STICK: &str = "stick";
+/// Bytes of a file that are typed at a time.
+const PIECE: usize = 512;
+/// Room for a log of writes, in bytes; what is not written takes none.
+const LOG: u64 = 16 << 30;
 /// What stays when the power is off: disk, and variables of the UEFI firmware.
 const PARTS: [&str; 2] = ["disk.qcow2", "variables.qcow2"];
 
@@ -47,8 +53,12 @@ pub struct Hardware {
 pub struct Options<'a> {
     /// Read-only disks: /dev/vdb, /dev/vdc …
     pub media: &'a [&'a Path],
+    /// A stick in its USB port, which can be pulled: /dev/sda.
+    pub stick: Option<&'a Path>,
     /// Asset tag of the chassis: firmware that was made for it reads there how to misbehave.
     pub mishap: Option<&'a str>,
+    /// Where every write to its disk is recorded: a file that is made.
+    pub record: Option<&'a Path>,
 }
 
 impl Hardware {
@@ -118,7 +128,7 @@ impl Hardware {
             .args(["-device", "ipmi-bmc-sim,id=bmc0", "-device", "isa-ipmi-kcs,bmc=bmc0"])
             .args(pflash(0, &format!("format=raw,readonly=on,file={FIRMWARE}")))
             .args(pflash(1, &format!("format=qcow2,file={}", self.path("variables.qcow2").display())))
-            .args(["-drive", &format!("if=virtio,format=qcow2,file={}", self.disk().display())])
+            .args(disk(&self.disk(), options.record)?)
             .args(["-serial", "chardev:console", "-device", "virtio-serial"])
             .args(["-device", "virtserialport,chardev=shell,name=sps.shell"])
             .args(["-mon", "chardev=qmp,mode=control"])
@@ -127,6 +137,14 @@ impl Hardware {
             let socket = self.path(name);
             qemu.arg("-chardev")
                 .arg(format!("socket,id={name},path={},server=on,wait=off", socket.display()));
+        }
+        if let Some(stick) = options.stick {
+            qemu.args(["-device", "qemu-xhci", "-blockdev"])
+                .arg(format!(
+                    "driver=raw,read-only=on,node-name={STICK},file.driver=file,file.filename={}",
+                    stick.display()
+                ))
+                .args(["-device", &format!("usb-storage,id={STICK},drive={STICK},removable=on")]);
         }
         for medium in options.media {
             qemu.arg("-drive").arg(format!("if=virtio,format=raw,readonly=on,file={}", medium.display()));
@@ -152,6 +170,23 @@ impl Hardware {
 
 fn directory() -> anyhow::Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("sps-vm-").tempdir()?)
+}
+
+/// The machine's disk, with or without a log of what is written to it.
+fn disk(file: &Path, record: Option<&Path>) -> anyhow::Result<Vec<String>> {
+    let Some(log) = record else {
+        return Ok(["-drive".into(), format!("if=virtio,format=qcow2,file={}", file.display())].into());
+    };
+    // QEMU does not make it longer.
+    File::create(log)?.set_len(LOG)?;
+    let node = |node: &str, rest: String| ["-blockdev".into(), format!("node-name={node},{rest}")];
+    let (file, log) = (file.display(), log.display());
+    let mut all = Vec::new();
+    all.extend(node("disk", format!("driver=qcow2,file.driver=file,file.filename={file}")));
+    all.extend(node("log", format!("driver=file,filename={log}")));
+    all.extend(node("recorded", "driver=blklogwrites,file=disk,log=log,log-sector-size=512".into()));
+    all.extend(["-device".into(), "virtio-blk-pci,drive=recorded".into()]);
+    Ok(all)
 }
 
 fn image(arguments: &[&str], files: &[&Path]) -> anyhow::Result<()> {
@@ -290,6 +325,33 @@ impl Machine {
     /// Starts a command and does not wait: what it does may end the machine.
     pub fn begin(&mut self, command: &str) -> anyhow::Result<()> {
         self.shell.send(&format!("{command} </dev/null &\n"))
+    }
+
+    /// Writes a small file in the machine.
+    pub fn copy_in(&mut self, content: &[u8], path: &str) -> anyhow::Result<()> {
+        self.must(&format!(": >{path}"))?;
+        for piece in content.chunks(PIECE) {
+            let octal: String = piece.iter().map(|byte| format!("\\{byte:03o}")).collect();
+            self.must(&format!("printf '{octal}' >>{path}"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads a small file in the machine.
+    pub fn copy_out(&mut self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let said = self.must(&format!("od -An -v -tx1 {path}"))?;
+        hex::decode(said.split_whitespace().collect::<String>()).with_context(|| format!("od said {said:?}"))
+    }
+
+    /// Pulls the stick.
+    pub fn pull(&mut self) -> anyhow::Result<()> {
+        self.qmp.call("device_del", &json!({ "id": STICK })).map(drop)
+    }
+
+    /// Puts it in again.
+    pub fn plug(&mut self) -> anyhow::Result<()> {
+        let stick = json!({ "driver": "usb-storage", "id": STICK, "drive": STICK, "removable": true });
+        self.qmp.call("device_add", &stick).map(drop)
     }
 
     /// Leaves the machine as it is, with what it has in memory, in the directory `to`, for [`Hardware::kept`].

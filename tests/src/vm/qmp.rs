@@ -33,7 +33,8 @@ impl Qmp {
         Ok(())
     }
 
-    fn call(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
+    /// Runs a command; what it returns. Events are passed over.
+    pub(super) fn call(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
         self.channel.send(&format!("{line}\n"))?;
         loop {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use super::machine::{BOOT, FIRMWARE_STARTS, Machine, Options};
-use super::stage::{ILLNESS, Kept, REFUSAL, Stage, reboot, settled, settled_in};
+use super::machine::{BOOT, FIRMWARE_STARTS, Hardware, Machine, Options};
+use super::stage::{ILLNESS, Kept, REFUSAL, Stage, reboot, select, settled, settled_in};
 use crate::crash::states::draw::Draw;
+use crate::replay;
 
 /// The watchdog's timeouts, and a start before and after.
 const HANG: Duration = Duration::from_secs(900);
@@ -65,6 +66,9 @@ pub const ALL: &[Scenario] = &[
     scenario("14", "the new firmware's own check refuses", false, |stage, _| refused(stage)),
     scenario("15", "the appliance answers during an install", true, |stage, _| answers(stage)),
     scenario("16", "the same firmware twice, and repair", false, |stage, _| repair(stage)),
+    scenario("17", "Secure Boot", false, |stage, _| secure_boot(stage)),
+    scenario("18", "an upgrade, recorded and judged at every flush", false, |stage, _| recorded(stage)),
+    scenario("19", "the stick is pulled during an install", false, |stage, _| pulled(stage)),
 ];
 
 const fn scenario(
@@ -79,6 +83,10 @@ const fn scenario(
 /// Directory of the configuration generation of the firmware that runs.
 const GENERATION: &str = "/data/config/$(sed 's/.*roothash=\\([0-9a-f]*\\).*/\\1/' /proc/cmdline)";
 
+/// Id and host key of the machine. The key is made when sshd is first started.
+const IDENTITY: &str = "systemctl start ssh.service && systemctl stop ssh.service && cat /etc/machine-id && \
+    ssh-keygen -l -f /data/machine/ssh/ssh_host_rsa_key.pub";
+
 fn outcome<'a>(all: &'a Value, expected: &str) -> anyhow::Result<&'a str> {
     let last = &all["status"]["last_upgrade"];
     ensure!(last["outcome"] == expected, "expected {expected}: {last:#}");
@@ -87,12 +95,12 @@ fn outcome<'a>(all: &'a Value, expected: &str) -> anyhow::Result<&'a str> {
 
 fn upgrade(stage: &Stage) -> anyhow::Result<()> {
     let (_hardware, mut machine) = stage.resume(Kept::Selected, "none")?;
-    machine.must(&format!("echo old >{GENERATION}/setting; sync"))?;
-    let identity = machine.must("cat /etc/machine-id")?;
+    machine.copy_in(b"old\n", &format!("{GENERATION}/setting"))?;
+    let identity = machine.must(IDENTITY)?;
     reboot(&mut machine)?;
     let all = settled_in(&mut machine, 2)?;
     outcome(&all, "confirmed")?;
-    ensure!(machine.must("cat /etc/machine-id")? == identity, "the machine has another identity");
+    ensure!(machine.must(IDENTITY)? == identity, "the machine has another identity");
     // The new firmware has a copy, and migrates it.
     ensure!(machine.must(&format!("cat {GENERATION}/setting"))? == "old\n", "no copy of the configuration");
     machine.must(&format!("echo migrated >{GENERATION}/setting; sync"))?;
@@ -100,8 +108,12 @@ fn upgrade(stage: &Stage) -> anyhow::Result<()> {
     revert(&mut machine)?;
     reboot(&mut machine)?;
     settled_in(&mut machine, 1)?;
-    let setting = machine.must(&format!("cat {GENERATION}/setting"))?;
-    ensure!(setting == "old\n", "the old firmware's configuration is {setting:?}");
+    let setting = machine.copy_out(&format!("{GENERATION}/setting"))?;
+    ensure!(
+        setting == b"old\n",
+        "the old firmware's configuration is {:?}",
+        String::from_utf8_lossy(&setting)
+    );
     Ok(())
 }
 
@@ -260,7 +272,7 @@ fn variables_lost(stage: &Stage) -> anyhow::Result<()> {
     machine.must("sync")?;
     drop(machine);
     hardware.lose_variables()?;
-    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(2)?], mishap: None })?;
+    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(2)?], ..Options::default() })?;
     machine.login()?;
     settled_in(&mut machine, 2)?;
     // slotd has written them again.
@@ -300,7 +312,15 @@ fn data_full(stage: &Stage) -> anyhow::Result<()> {
     let (_hardware, mut machine) = stage.resume(Kept::Running, "none")?;
     machine.run("dd if=/dev/zero of=/data/var/fill bs=1M; sync")?;
     reboot(&mut machine)?;
-    settled_in(&mut machine, 1).map(drop)
+    settled_in(&mut machine, 1)?;
+    tainted(&mut machine, "data-full")
+}
+
+/// What was noticed is on record.
+fn tainted(machine: &mut Machine, kind: &str) -> anyhow::Result<()> {
+    let records = machine.must("spsctl taint")?;
+    ensure!(records.contains(kind), "{kind} is not on record: {records}");
+    Ok(())
 }
 
 fn data_garbage(stage: &Stage) -> anyhow::Result<()> {
@@ -310,6 +330,7 @@ fn data_garbage(stage: &Stage) -> anyhow::Result<()> {
     machine.restarted()?;
     machine.login()?;
     settled_in(&mut machine, 1)?;
+    tainted(&mut machine, "data-lost")?;
     machine.must("grep ' /var ' /proc/mounts | grep tmpfs").map(drop)
 }
 
@@ -362,7 +383,7 @@ fn cut(stage: &Stage, kept: Kept, command: &str, after: Duration) -> anyhow::Res
     // The moment is drawn; nothing says this.
     let _ = machine.wait(&["@@never@@"], after);
     drop(machine);
-    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(2)?], mishap: None })?;
+    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(2)?], ..Options::default() })?;
     machine.login()?;
     sound(&mut machine)?;
     // The interrupted action can be repeated.
@@ -388,7 +409,7 @@ fn sound(machine: &mut Machine) -> anyhow::Result<Value> {
 
 fn refused(stage: &Stage) -> anyhow::Result<()> {
     let hardware = stage.switched_off(Kept::Running)?;
-    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(3)?], mishap: None })?;
+    let mut machine = hardware.power_on(&Options { media: &[&stage.firmware(3)?], ..Options::default() })?;
     machine.login()?;
     settled_in(&mut machine, 1)?;
     machine.must("spsctl install - </dev/vdb")?;
@@ -432,6 +453,101 @@ fn repair(stage: &Stage) -> anyhow::Result<()> {
     let all = settled(&mut machine)?;
     ensure!(all["slots"][1]["state"] == "verified", "slot 1 is not repaired: {all:#}");
     Ok(())
+}
+
+fn pulled(stage: &Stage) -> anyhow::Result<()> {
+    let (hardware, stick) = (stage.switched_off(Kept::Running)?, stage.firmware(2)?);
+    let mut machine = hardware.power_on(&Options { stick: Some(&stick), ..Options::default() })?;
+    machine.login()?;
+    settled_in(&mut machine, 1)?;
+    machine.begin("{ spsctl install --json - </dev/sda >/run/said 2>&1; echo $? >/run/code; }")?;
+    machine.must(
+        "(until spsctl slots --json | grep -q '\"writing\"'; do test ! -e /run/code || exit 1; done)",
+    )?;
+    machine.pull()?;
+    machine.run("until test -e /run/code; do sleep 0.2; done")?;
+    let (code, said) = (machine.must("cat /run/code")?, machine.must("cat /run/said")?);
+    ensure!(code.trim() != "0" && said.contains("cannot"), "an install without its medium: {code}{said}");
+    let all = settled_in(&mut machine, 1)?;
+    ensure!(all["slots"][2]["state"] == "writing", "half an install: {all:#}");
+    // The same stick again, and the install goes on.
+    machine.plug()?;
+    machine.must("until test -b /dev/sda && head -c1 /dev/sda >/dev/null 2>&1; do sleep 0.2; done")?;
+    machine.must("spsctl install --json - </dev/sda")?;
+    let all = settled_in(&mut machine, 1)?;
+    ensure!(all["slots"][2]["state"] == "verified", "the install repeated: {all:#}");
+    Ok(())
+}
+
+fn recorded(stage: &Stage) -> anyhow::Result<()> {
+    let directory = stage.recording()?;
+    let hardware = Hardware::new(&directory.join(replay::DISK))?;
+    let (media, log) = ([&*stage.firmware(2)?], directory.join(replay::WRITES));
+    let mut machine =
+        hardware.power_on(&Options { media: &media, record: Some(&log), ..Options::default() })?;
+    machine.login()?;
+    settled_in(&mut machine, 1)?;
+    select(&mut machine)?;
+    reboot(&mut machine)?;
+    settled_in(&mut machine, 2)?;
+    machine.must("sync")?;
+    drop(machine);
+    eprintln!("vm: cargo xtask prove --replay-disk {}", directory.display());
+    let report = replay::judge(&directory, None)?;
+    eprintln!("vm: {report}");
+    ensure!(report.violations.is_empty(), "{report}");
+    ensure!(report.judged > 50 && report.checks >= 2, "there was little to judge: {report}");
+    // A judge that finds nothing proves nothing.
+    for part in ["esp", "sps-slot-2", "sps-state"] {
+        let report = replay::judge(&directory, Some(part))?;
+        ensure!(
+            !report.violations.is_empty(),
+            "a flipped bit in each write to {part} is not found: {report}"
+        );
+        eprintln!("vm: {part} spoiled: {}", report.violations.first().map_or("", String::as_str));
+    }
+    Ok(())
+}
+
+/// The last byte tells.
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+fn secure_boot(stage: &Stage) -> anyhow::Result<()> {
+    let (_hardware, mut machine) = stage.resume(Kept::Running, "none")?;
+    // In setup mode, in a virtual machine, the loader enrolls what lies there by itself, and restarts.
+    machine.must("mv /efi/loader/keys/sps /efi/loader/keys/auto; sync")?;
+    machine.begin("systemctl reboot")?;
+    machine.wait(&["successfully enrolled"], BOOT)?;
+    machine.login()?;
+    settled_in(&mut machine, 1)?;
+    let on = machine.must(&format!("tail -c1 {SECURE_BOOT} | od -An -tu1"))?;
+    ensure!(on.trim() == "1", "Secure Boot is off: {on:?}");
+    let lockdown = machine.must("cat /sys/kernel/security/lockdown")?;
+    ensure!(lockdown.contains("[integrity]"), "the kernel does not know of Secure Boot: {lockdown}");
+    let image = "/efi/EFI/Linux/sps-slot-2.efi";
+    // One bit in the middle; and no signature (PE, "Optional Header Data Directories": the fifth, of a PE32+ image).
+    let altered = format!(
+        "at=$(($(stat -c %s {image}) / 2)); byte=$(od -An -tu1 -j$at -N1 {image}); \
+         printf \"\\\\$(printf %03o $((byte ^ 1)))\" | dd of={image} bs=1 seek=$at conv=notrunc,fsync status=none"
+    );
+    let header = format!("$(od -An -tu4 -j60 -N4 {image})");
+    let unsigned = format!(
+        "dd if=/dev/zero of={image} bs=1 count=8 seek=$(({header} + 168)) conv=notrunc,fsync status=none"
+    );
+    select(&mut machine)?;
+    for (what, how) in [("altered", altered), ("unsigned", unsigned)] {
+        machine.must(&how)?;
+        machine.begin("systemctl reboot")?;
+        machine.wait(&[PAGE], BOOT).with_context(|| format!("{what}: recovery does not come"))?;
+        machine.wait(&["Slot 1 (8.0.1) is sound and is started again in 15 s"], BOOT)?;
+        machine.login()?;
+        let all = settled_in(&mut machine, 1)?;
+        outcome(&all, "failed")?;
+        machine.must("spsctl test 2 && spsctl activate 2 --message 'in a test'")?;
+    }
+    // As it was signed it is started.
+    reboot(&mut machine)?;
+    settled_in(&mut machine, 2).map(drop)
 }
 
 /// The scenarios of these numbers.

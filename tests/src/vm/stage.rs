@@ -3,6 +3,7 @@
 //! All of it lies in a directory that is named after the content it was made from, and is made when it is asked for.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use sps_images::appliance::{Overlays, put_program};
 use super::appliance::Builder;
 use super::direct::build_dirs;
 use super::machine::{Hardware, Machine, Options};
+use crate::replay;
 
 /// Health checks, or a trial, on a busy machine.
 const SETTLED: Duration = Duration::from_secs(400);
@@ -121,6 +123,17 @@ impl Stage {
         Ok(self.directory.join(format!("{}.img", VERSIONS[0])))
     }
 
+    /// A directory for a recording of what is written to the disk, with the disk as it is before, and what it trusts.
+    pub fn recording(&self) -> anyhow::Result<PathBuf> {
+        let (directory, disk) = (self.directory.join("recorded"), self.disk()?);
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory)?;
+        for (name, target) in [(replay::DISK, disk), (replay::KEYRING, self.directory.join("pki/keyring"))] {
+            symlink(target.canonicalize()?, directory.join(name))?;
+        }
+        Ok(directory)
+    }
+
     /// The machine that [`Stage::resume`] gives, switched off.
     pub fn switched_off(&self, kept: Kept) -> anyhow::Result<Hardware> {
         Hardware::kept(&self.kept(kept)?)
@@ -130,7 +143,11 @@ impl Stage {
     pub fn resume(&self, kept: Kept, mishap: &str) -> anyhow::Result<(Hardware, Machine)> {
         let hardware = Hardware::kept(&self.kept(kept)?)?;
         let (second, first) = (self.firmware(2)?, self.firmware(1)?);
-        let machine = hardware.resume(&Options { media: &[&second, &first], mishap: Some(mishap) })?;
+        let machine = hardware.resume(&Options {
+            media: &[&second, &first],
+            mishap: Some(mishap),
+            ..Options::default()
+        })?;
         Ok((hardware, machine))
     }
 
@@ -143,7 +160,8 @@ impl Stage {
             Kept::Running => {
                 let hardware = Hardware::new(&self.disk()?)?;
                 let (second, first) = (self.firmware(2)?, self.firmware(1)?);
-                let options = Options { media: &[&second, &first], mishap: Some("none") };
+                let options =
+                    Options { media: &[&second, &first], mishap: Some("none"), ..Options::default() };
                 let mut machine = hardware.power_on(&options)?;
                 made("the first start", || {
                     eprintln!("vm: {}", machine.timed_login()?);
@@ -199,7 +217,7 @@ fn misbehave(overlays: &Overlays) -> anyhow::Result<()> {
         let wants = system.join(format!("{target}.wants"));
         fs::create_dir_all(&wants)?;
         fs::write(system.join("test-mishap.service"), unit)?;
-        std::os::unix::fs::symlink("../test-mishap.service", wants.join("test-mishap.service"))?;
+        symlink("../test-mishap.service", wants.join("test-mishap.service"))?;
     }
     let check = format!(
         "#!/bin/sh\nread -r mishap <{MISHAP}\n[ \"$mishap\" = ill ] || exit 0\necho '{ILLNESS}'\nexit 1\n"
@@ -274,7 +292,7 @@ pub fn reboot(machine: &mut Machine) -> anyhow::Result<()> {
 }
 
 /// Installs from the stick, tests and selects.
-fn select(machine: &mut Machine) -> anyhow::Result<()> {
+pub fn select(machine: &mut Machine) -> anyhow::Result<()> {
     let installed = machine.json("spsctl install --json - </dev/vdb")?;
     ensure!(installed["job"]["slot"] == 2, "expected slot 2: {installed:#}");
     machine.must("spsctl test 2")?;

@@ -56,6 +56,9 @@ pub struct Args {
     /// Check the one state that this file leads to
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
+    /// Judge what a guest wrote, at every flush: the directory that `cargo xtask vm 18` names
+    #[arg(long, value_name = "DIR")]
+    replay_disk: Option<PathBuf>,
     /// Where to write what violates, as small as it can be
     #[arg(long, value_name = "DIR", default_value = "target/sps/prove")]
     out: PathBuf,
@@ -79,6 +82,11 @@ impl Args {
 
 /// Runs what `args` ask for. True when everything held and every fault was found.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
+    if let Some(directory) = &args.replay_disk {
+        let report = crate::replay::judge(directory, None)?;
+        println!("{}", if args.json { serde_json::to_string_pretty(&report)? } else { report.to_string() });
+        return Ok(report.violations.is_empty());
+    }
     // What is caught here is told as a violation; a message for each of thousands helps nobody.
     std::panic::set_hook(Box::new(|_| ()));
     let stage = Stage::new()?;
