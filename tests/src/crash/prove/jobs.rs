@@ -168,8 +168,8 @@ fn keep(args: &Args, name: &str, scenario: &dyn Replay, violations: &[Violation]
     Ok(())
 }
 
-/// Scenarios that share what is still asked for: while one makes states, the other's are started.
-const AT_A_TIME: usize = 2;
+/// Scenarios that share what is still asked for: while some make states, the others' are started.
+const AT_A_TIME: usize = 4;
 
 /// Does all of them, and adds up what they show in their order. Where a number of states is asked for, a few at a time:
 /// what they do not have is looked for in the next ones, those with few writes first.
@@ -193,7 +193,8 @@ pub(super) fn work(
     for jobs in jobs.chunks(some) {
         let share = wanted.map(|wanted| wanted.saturating_sub(table.states()) / left.max(1));
         left -= jobs.iter().filter(|job| !job.is_fault()).count();
-        for part in all_of(jobs, |job| job.run(args, stage, share)) {
+        let threads = if wanted.is_some() { jobs.len() } else { cores() };
+        for part in all_of(jobs, threads, |job| job.run(args, stage, share)) {
             let part = part?;
             table.rows.extend(part.rows);
             table.mishaps.extend(part.mishaps);
@@ -206,11 +207,12 @@ pub(super) fn work(
 /// Runs these on all cores; what each showed, in their order.
 fn all_of(
     jobs: &[Job<'_>],
+    threads: usize,
     run: impl Fn(&Job<'_>) -> anyhow::Result<Table> + Sync,
 ) -> Vec<anyhow::Result<Table>> {
     let (queue, done) = (Mutex::new(jobs.iter().enumerate()), Mutex::new(Vec::new()));
     thread::scope(|scope| {
-        for _ in 0..cores() {
+        for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let Some((index, job)) = lock(&queue).next() else { break };

@@ -95,18 +95,22 @@ impl<'a> Checker<'a> {
 
     /// How closely to look after each event, and how often to cut again, to come to as many states as are asked for.
     fn reach(&mut self, sample: &Sample) -> Bounds {
-        let mut bounds = sample.bounds;
+        let (mut bounds, mut before) = (sample.bounds, 0);
         let (first, neighbours) = loop {
             let (mut first, mut neighbours) = (HashSet::new(), 0_usize);
             self.scenario.first_cuts(&bounds, sample, &mut |state| {
                 let new = first.insert(state.media.digest());
                 neighbours += usize::from(new && state.lost.neighbour);
             });
-            // A short log: what it writes is torn in more ways.
-            if first.len() >= sample.distinct / 4 || bounds.drawn >= DRAWN {
+            // A short log: what it writes is torn in more ways. Where others make up for it, only while that shows more.
+            let no_more = bounds.misses < usize::MAX && first.len() < before + before / 8;
+            if first.len() >= sample.distinct / 4 || bounds.drawn >= DRAWN || no_more {
                 break (first, neighbours);
             }
-            bounds.drawn = (2 * bounds.drawn).max(4);
+            // Each look makes all of them again: few looks, and the last one not much too far.
+            before = first.len();
+            let times = (sample.distinct / 4).div_ceil(before.max(1)).clamp(2, 32);
+            bounds.drawn = (times * bounds.drawn).max(4);
         };
         let missing = sample.distinct.saturating_sub(first.len());
         self.wanted = [missing.div_ceil(2).max(sample.again_at_least); 2];
@@ -219,7 +223,7 @@ impl<'a> Checker<'a> {
         // At first some of the starts, from all over, then each of them.
         let mut every = (self.of_one_start * parents.len() / missing.max(1)).max(1);
         while missing > 0 && again.drawn < DRAWN {
-            let some = parents.len().div_ceil(every);
+            let (some, asked) = (parents.len().div_ceil(every), missing);
             for (place, (state, log)) in parents.iter().step_by(every).enumerate() {
                 let count = missing.div_ceil(some - place);
                 let bounds = again.seeded(again.seed ^ fingerprint(&state.cuts));
@@ -232,6 +236,9 @@ impl<'a> Checker<'a> {
                 }
             }
             again.drawn = (4 * again.drawn).max(4);
+            if every == 1 && self.again.misses < usize::MAX && missing > asked - asked / 8 {
+                break;
+            }
             every = 1;
         }
         *wanted = wanted.saturating_sub(all.len());

@@ -34,6 +34,8 @@ pub struct Bounds {
     pub files: usize,
     /// States drawn after each event: each unflushed write kept, lost or torn, each touched file in any condition.
     pub drawn: usize,
+    /// After so many draws in a row that showed nothing new, no more are made after that event.
+    pub misses: usize,
     /// From one in so many states the operation is repeated; 0 is never.
     pub repeat: usize,
     /// One in so many of those is cut a second time; 0 is never.
@@ -45,12 +47,32 @@ pub struct Bounds {
 impl Bounds {
     /// For a test that is to be quick.
     pub const fn quick() -> Self {
-        Self { seed: 1, subset_writes: 4, tears: 6, files: 16, drawn: 2, repeat: 8, second: 40, third: 40 }
+        Self {
+            seed: 1,
+            subset_writes: 4,
+            tears: 6,
+            files: 16,
+            drawn: 2,
+            misses: usize::MAX,
+            repeat: 8,
+            second: 40,
+            third: 40,
+        }
     }
 
     /// For every change, in minutes.
     pub const fn ci() -> Self {
-        Self { seed: 1, subset_writes: 8, tears: 24, files: 64, drawn: 40, repeat: 24, second: 12, third: 24 }
+        Self {
+            seed: 1,
+            subset_writes: 8,
+            tears: 24,
+            files: 64,
+            drawn: 40,
+            misses: usize::MAX,
+            repeat: 24,
+            second: 12,
+            third: 24,
+        }
     }
 
     /// The same, of this seed.
@@ -124,9 +146,13 @@ pub fn each_after_cuts<R: Clone + PartialEq>(
         if window.is_loose() {
             let mut draw = Draw::new(bounds.seed, &[cut as u64]);
             // Different draws may leave the same; where few are new after many, there are no more.
-            let mut new = 0;
+            let (mut new, mut missed) = (0, 0);
             for _ in 0..3 * bounds.drawn {
-                new += usize::from(new < bounds.drawn && add(drawn(&window, cut, &mut draw)));
+                if new == bounds.drawn || missed >= bounds.misses {
+                    break;
+                }
+                let is_new = add(drawn(&window, cut, &mut draw));
+                (new, missed) = if is_new { (new + 1, 0) } else { (new, missed + 1) };
             }
         }
     }
@@ -160,13 +186,16 @@ pub fn some_after_cuts(
         if window.is_loose() {
             origins.extend((0..bounds.drawn.max(2 * owed)).map(|_| drawn(&window, cut, &mut draw)));
         }
-        while owed > 0 && !origins.is_empty() {
+        let mut missed = 0;
+        while owed > 0 && missed < bounds.misses && !origins.is_empty() {
             let origin = origins.swap_remove(draw.below(origins.len()));
             let media = window.build(&origin);
             let digest = media.digest();
             if !known(&digest) && seen.insert(digest) {
                 found.push((origin, media));
-                owed -= 1;
+                (owed, missed) = (owed - 1, 0);
+            } else {
+                missed += 1;
             }
         }
     }
