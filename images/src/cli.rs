@@ -127,20 +127,20 @@ pub struct ApplianceArgs {
 struct BootKeyArgs {
     /// Key that signs boot images and loader for Secure Boot: a file, or with --boot-engine a PKCS#11 URI; RSA, as UEFI
     /// firmware knows no other [default: a development key]
-    #[arg(long, value_name = "KEY", requires = "boot_certificate")]
-    boot_key: Option<String>,
+    #[arg(long = "boot-key", id = "boot_key", value_name = "KEY", requires = "boot_certificate")]
+    key: Option<String>,
     /// Its certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "boot_key")]
-    boot_certificate: Option<PathBuf>,
+    #[arg(long = "boot-certificate", id = "boot_certificate", value_name = "FILE", requires = "boot_key")]
+    certificate: Option<PathBuf>,
     /// OpenSSL engine that has the key: pkcs11
-    #[arg(long, value_name = "NAME", requires = "boot_key")]
-    boot_engine: Option<String>,
+    #[arg(long = "boot-engine", id = "boot_engine", value_name = "NAME", requires = "boot_key")]
+    engine: Option<String>,
 }
 
 impl BootKeyArgs {
     fn key(&self) -> Option<BootKey> {
-        let (key, certificate) = (self.boot_key.clone()?, self.boot_certificate.clone()?);
-        Some(BootKey { key, certificate, engine: self.boot_engine.clone() })
+        let (key, certificate) = (self.key.clone()?, self.certificate.clone()?);
+        Some(BootKey { key, certificate, engine: self.engine.clone() })
     }
 }
 

@@ -110,7 +110,9 @@ pub fn judge(directory: &Path, spoiled: Option<&str>) -> anyhow::Result<Report> 
                     report.violations.push(format!("after flush {}: {why}", report.flushes));
                 }
             }
-            parts.iter_mut().for_each(|part| part.changed = false);
+            for part in parts {
+                part.changed = false;
+            }
         }
         Ok(())
     };

@@ -1,6 +1,6 @@
 //! An appliance in QEMU: UEFI firmware, its disk, a console, and a shell for the test.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -331,7 +331,10 @@ impl Machine {
     pub fn copy_in(&mut self, content: &[u8], path: &str) -> anyhow::Result<()> {
         self.must(&format!(": >{path}"))?;
         for piece in content.chunks(PIECE) {
-            let octal: String = piece.iter().map(|byte| format!("\\{byte:03o}")).collect();
+            let mut octal = String::new();
+            for byte in piece {
+                write!(octal, "\\{byte:03o}")?;
+            }
             self.must(&format!("printf '{octal}' >>{path}"))?;
         }
         Ok(())
