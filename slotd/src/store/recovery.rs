@@ -45,7 +45,7 @@ impl RecoveryImage {
 
 impl Store {
     /// Looks at what the ESP holds: the newest sound one, else what is wrong.
-    pub(super) fn look_at_recovery(&self) {
+    pub fn look_at_recovery(&self) {
         let found = self.find_recovery().unwrap_or_else(|e| RecoveryImage::Bad(e.to_string()));
         *self.recovery.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
     }

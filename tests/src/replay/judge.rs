@@ -78,6 +78,7 @@ impl Judge {
             std::os::unix::fs::symlink(self.work.join(link), seen.join(link))?;
         }
         let store = Store::look(disk::assembly(&seen, &self.keyring, "")?);
+        store.look_at_recovery();
         let (health, why) = store.state();
         if health != "valid" {
             wrong.push(format!("the state is {health}: {why}"));
@@ -96,7 +97,11 @@ impl Judge {
                 self.healthy[index] = true;
             }
         }
-        wrong.extend(check(&store, SlotId::RECOVERY)?);
+        if slots.iter().any(|view| view.id == SlotId::RECOVERY && view.state == SlotWord::Verified) {
+            wrong.extend(check(&store, SlotId::RECOVERY)?);
+        } else {
+            wrong.push(format!("no recovery image is sound: {:?}", slots.first()));
+        }
         Ok(wrong)
     }
 

@@ -59,6 +59,9 @@ pub struct Args {
     /// Judge what a guest wrote, at every flush: the directory that `cargo xtask vm 18` names
     #[arg(long, value_name = "DIR")]
     replay_disk: Option<PathBuf>,
+    /// With --replay-disk: flip a bit of each write to this partition, which must be found
+    #[arg(long, value_name = "PARTITION", requires = "replay_disk")]
+    spoil: Option<String>,
     /// Where to write what violates, as small as it can be
     #[arg(long, value_name = "DIR", default_value = "target/sps/prove")]
     out: PathBuf,
@@ -83,7 +86,7 @@ impl Args {
 /// Runs what `args` ask for. True when everything held and every fault was found.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
     if let Some(directory) = &args.replay_disk {
-        let report = crate::replay::judge(directory, None)?;
+        let report = crate::replay::judge(directory, args.spoil.as_deref())?;
         println!("{}", if args.json { serde_json::to_string_pretty(&report)? } else { report.to_string() });
         return Ok(report.violations.is_empty());
     }
