@@ -78,8 +78,8 @@ impl Part {
         }
         let place = |at: u64| usize::try_from(at - offset).unwrap_or(data.len());
         let mut data = data[place(from)..place(to)].to_vec();
-        if let Some(last) = data.last_mut().filter(|_| self.spoiled) {
-            *last ^= 1;
+        if let Some(first) = data.first_mut().filter(|_| self.spoiled) {
+            *first ^= 1;
         }
         self.changed = true;
         self.file.write_all_at(&data, from - self.start)
