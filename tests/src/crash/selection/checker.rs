@@ -107,9 +107,12 @@ impl<'a> Checker<'a> {
             if first.len() >= sample.distinct / 4 || bounds.drawn >= DRAWN || no_more {
                 break (first, neighbours);
             }
-            // Each look makes all of them again: few looks, and the last one not much too far.
             before = first.len();
-            let times = (sample.distinct / 4).div_ceil(before.max(1)).clamp(2, 32);
+            // Each look makes all of them again: of millions few looks, and the last one not much too far.
+            let times = match bounds.misses {
+                usize::MAX => 2,
+                _ => (sample.distinct / 4).div_ceil(before.max(1)).clamp(2, 32),
+            };
             bounds.drawn = (times * bounds.drawn).max(4);
         };
         let missing = sample.distinct.saturating_sub(first.len());
