@@ -233,7 +233,7 @@ fn appliance(args: &ApplianceArgs, dirs: &BuildDirs, ours: &Workspace) -> anyhow
         spec.upgrade_from.push(UpgradeFrom { min: format!("{line}.0.0"), from: line });
     }
     spec.boot_key = args.boot_key.key();
-    let key = spec.boot_key.clone().map_or_else(|| BootKey::of(&pki), Ok)?;
+    let key = BootKey::chosen(&spec, &pki)?;
     let built = build_firmware(&spec, dirs, &pki, None)?;
     println!("{}: {} bytes", built.iso.display(), built.size);
     let out = args.out.clone();

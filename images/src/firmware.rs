@@ -45,7 +45,7 @@ pub fn build_firmware(
         fs::write(stage_dir.join(name), text)?;
     }
     let key = match &spec.source {
-        Source::Debian { .. } => Some(spec.boot_key.clone().map_or_else(|| BootKey::of(pki), Ok)?),
+        Source::Debian { .. } => Some(BootKey::chosen(spec, pki)?),
         Source::Tree(_) => None,
     };
     let made = make_root(spec, dirs, key.as_ref(), stage_dir, work_dir)?;

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
-use crate::Pki;
 use crate::pki::{DAYS, NOT_BEFORE};
 use crate::tool::Tool;
+use crate::{FirmwareSpec, Pki};
 
 /// Owner of our signatures in a machine's key databases.
 const OWNER: &str = "6f2a1d0c-5b0e-4c1b-9e52-0a7d5b1c3e43";
@@ -31,6 +31,11 @@ pub struct BootKey {
 }
 
 impl BootKey {
+    /// The key of `spec`, else that of `pki`.
+    pub fn chosen(spec: &FirmwareSpec, pki: &Pki) -> anyhow::Result<Self> {
+        spec.boot_key.clone().map_or_else(|| Self::of(pki), Ok)
+    }
+
     /// That of the development PKI, made at first use.
     pub fn of(pki: &Pki) -> anyhow::Result<Self> {
         let dir = pki.directory().join("secure-boot");

@@ -13,11 +13,11 @@ const EXPOSURE_TENTHS: u32 = 20;
 
 /// Those that may be exposed more, and why.
 const EXPOSED: &[(&str, u32)] = &[
-    // It mounts for the whole system: whatever needs a file system name space of its own is not for it.
+    // They mount for the whole system: whatever needs a file system name space of its own is not for them.
     ("sps-mount-data.service", 40),
+    ("sps-recovery-esp.service", 40),
     // What comes up when nothing else does: it depends on as little as can be.
     ("emergency.service", 96),
-    ("sps-recovery-esp.service", 40),
 ];
 
 /// Where the units are: those of the package, and those that only our own image has.

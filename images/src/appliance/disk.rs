@@ -192,10 +192,12 @@ fn write_esp(parts: &Path, tree: &Path, key: &BootKey, work: &Path) -> anyhow::R
     let enrolment = content.join("loader/keys/sps");
     fs::create_dir_all(&enrolment)?;
     key.write_enrolment(EPOCH, work, &enrolment)?;
+    let loader = work.join("loader.efi");
+    key.sign(&tree.join(debian::LOADER), EPOCH, &loader)?;
     for name in ["EFI/systemd/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI"] {
         let target = content.join(name);
         fs::create_dir_all(target.parent().context("no directory")?)?;
-        key.sign(&tree.join(debian::LOADER), EPOCH, &target)?;
+        fs::copy(&loader, target)?;
     }
     let image = work.join("esp.img");
     File::create(&image)?.set_len(ESP_SIZE)?;
